@@ -1,0 +1,418 @@
+"""cdp.yaml, the specifications in models/ and the environment, as frozen and validated objects.
+
+The only place where YAML becomes objects. A mistake is reported with its file and line and the
+nearest valid names. Environment variables `CDP_<FIELD>` (nested: `CDP_ENGINE__THREADS`) win over
+cdp.yaml.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from zoneinfo import available_timezones
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdp_ml.errors import ConfigError, nearest
+
+Kind = Literal["people", "events", "transactions", "products", "consents", "exposures"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _known_timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"no time zone '{name}'; {nearest(name, available_timezones())}")
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_known_timezone)]
+
+
+class Spec(BaseModel):
+    """A validated, immutable piece of configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def fingerprint(self) -> str:
+        """A hash of the content, the same for equal configuration."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class FieldMap(Spec):
+    """Where a canonical field comes from: a source field, or a constant.
+
+    `format` is the strptime format of dates and timestamps that are not ISO 8601.
+    """
+
+    field: str | None = None
+    value: str | None = None
+    format: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FieldMap:
+        if (self.field is None) == (self.value is None):
+            raise ValueError("give either 'field' or 'value'")
+        return self
+
+
+class Refuse(Spec):
+    """Rows to be set aside as rejects: an SQL condition on the source's fields, and the reason."""
+
+    where: str
+    reason: str
+
+
+class Login(Spec):
+    """Who is behind a cookie: the field that says so, and the people source it refers to."""
+
+    field: str
+    source: str
+
+
+class Source(Spec):
+    """A declared source: where it is, its format, and how its fields map to the canonical ones."""
+
+    kind: Kind
+    path: str
+    format: Literal["csv", "jsonl", "parquet", "sql"] | None = None
+    table: str | None = None
+    delimiter: str = ","
+    encoding: str = "utf-8"
+    timezone: TimeZone = "UTC"
+    fields: dict[str, str | FieldMap]
+    identifier_type: str | None = None
+    identifiers: dict[str, str] = {}
+    login: Login | None = None
+    where: str | None = None
+    refuse: tuple[Refuse, ...] = ()
+    malformed: Literal["fail", "quarantine"] = "fail"
+
+    @model_validator(mode="after")
+    def _database_needs_table(self) -> Source:
+        if self.is_database and self.table is None:
+            raise ValueError("a database source needs 'table': the table or view to read")
+        return self
+
+    @property
+    def is_database(self) -> bool:
+        """Whether the path is a database URL."""
+        return "://" in self.path
+
+    def mapping(self, canonical: str) -> FieldMap | None:
+        """Where `canonical` comes from in this source; None if it does not deliver it."""
+        found = self.fields.get(canonical)
+        return FieldMap(field=found) if isinstance(found, str) else found
+
+
+class Engine(Spec):
+    """What computes: DuckDB, embedded, within these limits; or Spark."""
+
+    backend: Literal["duckdb", "spark"] = "duckdb"
+    memory_limit: str = "2GB"
+    threads: PositiveInt = 2
+
+
+class Survivorship(Spec):
+    """Which record's value a golden record takes.
+
+    The sources in order of trust first (`trust`), then the latest change (`latest`), then the value
+    that most records share (`most_frequent`); `rule` says which comes first.
+    """
+
+    rule: Literal["trust", "latest", "most_frequent"] = "latest"
+    trust: tuple[str, ...] = ()
+
+
+class Segment(Spec):
+    """A rule-based segment: who satisfies an SQL condition on customers and their traits."""
+
+    where: str
+    description: str = ""
+    consent: str | None = None
+
+
+class Truth(Spec):
+    """Known answers, read by evaluation alone.
+
+    `records` maps a record to its true person; `fields` names the columns of the file, and `source`
+    is a constant for files of one source. `outcomes` holds true probabilities of outcomes.
+    """
+
+    records: str
+    fields: dict[str, str] = {}
+    source: str | None = None
+    outcomes: str | None = None
+
+
+class Settings(BaseSettings):
+    """A workspace's configuration: cdp.yaml under the environment's overrides."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="CDP_", env_nested_delimiter="__"
+    )
+
+    name: str = "cdp"
+    home: Path = Path()
+    data_dir: str = ".cdp"
+    as_of: date | Literal["latest", "now"] = "latest"
+    region: Annotated[str, Field(pattern="^[A-Z]{2}$")] = "GB"
+    history_months: PositiveInt = 12
+    engine: Engine = Engine()
+    sources: dict[str, Source]
+    profiles: dict[str, Survivorship] = {}
+    segments: dict[str, Segment] = {}
+    models: tuple[str, ...] | None = None
+    truth: Truth | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over cdp.yaml."""
+        return env_settings, init_settings
+
+    @property
+    def data(self) -> Path:
+        """The folder of everything that cdp-ml writes."""
+        return self.home / self.data_dir
+
+    def share(self, name: str) -> Path:
+        """The workspace's folder `features`, `models` or `serving`, else the shipped one."""
+        own = self.home / name
+        return own if own.is_dir() else shipped(name)
+
+    def sources_of(self, kind: Kind) -> dict[str, Source]:
+        """The declared sources of a kind, by name."""
+        return {name: s for name, s in self.sources.items() if s.kind == kind}
+
+
+class Label(Spec):
+    """The outcome to predict: whether `event` happens (or not) within `within_days`."""
+
+    event: Literal["order"] = "order"
+    happens: bool = True
+    within_days: PositiveInt = 30
+
+
+class Snapshots(Spec):
+    """The instants of a training set: `count` of them, `every_days` apart, before the test's."""
+
+    count: PositiveInt = 8
+    every_days: PositiveInt = 30
+
+
+class Cut(Spec):
+    """A predicted segment: the customers in the top share of a score, or above a score."""
+
+    top: Share | None = None
+    above: float | None = None
+    description: str = ""
+    consent: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Cut:
+        if (self.top is None) == (self.above is None):
+            raise ValueError("give either 'top' (a share) or 'above' (a score)")
+        return self
+
+
+class ModelSpec(Spec):
+    """A model: what it predicts, for whom, from which features, how it is judged and how often."""
+
+    name: str
+    task: Literal["propensity", "clustering"]
+    description: str
+    features: str
+    label: Label = Label()
+    population: str = "orders_lifetime >= 1"
+    snapshots: Snapshots = Snapshots()
+    estimator: dict[str, int | float | str] = {}
+    inputs: tuple[str, ...] = ()
+    beat_baselines_by: float = 0.0
+    cadence_days: PositiveInt = 30
+    segments: dict[str, Cut] = {}
+
+
+class Comparison(Spec):
+    """How a field of two records is compared; the kinds are those of `cdp_ml.identity.linkage`."""
+
+    field: str
+    kind: str
+    term_frequency: bool = False
+
+
+class IdentitySpec(Spec):
+    """The linkage model: comparisons, blocking rules, thresholds and deterministic identifiers."""
+
+    comparisons: tuple[Comparison, ...]
+    blocking_rules: tuple[str, ...]
+    training_rules: tuple[str, ...]
+    deterministic: tuple[str, ...] = ()
+    max_group: PositiveInt = 8
+    threshold: Share = 0.95
+    recall: Share = 0.7
+    max_pairs: PositiveInt = 50_000_000
+    household: bool = True
+    seed: int = 1
+
+
+AnySpec = TypeVar("AnySpec", bound=BaseModel)
+
+
+def shipped(name: str) -> Path:
+    """A folder that ships with cdp-ml: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    beside = package.parent / name
+    return beside if beside.is_dir() else package / "shipped" / name
+
+
+def load_settings(home: Path) -> Settings:
+    """Read a workspace's cdp.yaml.
+
+    Args:
+        home: the workspace folder, or a path to its cdp.yaml.
+
+    Raises:
+        ConfigError: if it is absent or wrong; the message names the line.
+    """
+    path = home if home.suffix in (".yaml", ".yml") else home / "cdp.yaml"
+    return _load(path, Settings, home=path.parent.resolve())
+
+
+def load_spec(path: Path, spec: type[AnySpec]) -> AnySpec:
+    """Read a specification such as models/purchase_30d.yaml.
+
+    Raises:
+        ConfigError: if it is absent or wrong; the message names the line.
+    """
+    return _load(path, spec)
+
+
+def load_models(settings: Settings) -> dict[str, ModelSpec]:
+    """The workspace's model specifications by name, in the order of their files' names."""
+    folder = settings.share("models")
+    names = {p.stem: p for p in sorted(folder.glob("*.yaml")) if p.stem != "identity"}
+    chosen = tuple(names) if settings.models is None else settings.models
+    for name in chosen:
+        if name not in names:
+            raise ConfigError(f"no model '{name}' in {folder}; {nearest(name, names)}")
+    return {name: load_spec(names[name], ModelSpec) for name in chosen}
+
+
+def as_of_instant(settings: Settings, latest: datetime | None) -> datetime:
+    """The instant as of which a refresh computes: midnight UTC, from configuration.
+
+    Args:
+        settings: its `as_of` is a date, 'now' (today), or 'latest' (the day after the last fact,
+            but never later than the coming midnight).
+        latest: the time of the latest fact, if any.
+    """
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if isinstance(settings.as_of, date):
+        return datetime(settings.as_of.year, settings.as_of.month, settings.as_of.day, tzinfo=UTC)
+    if settings.as_of == "now" or latest is None:
+        return today
+    day = latest.replace(hour=0, minute=0, second=0, microsecond=0)
+    return min(day, today) + timedelta(days=1)
+
+
+def _load(path: Path, spec: type[AnySpec], **extra: Any) -> AnySpec:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text)
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; 'cdp-ml init DIR' makes a workspace to start from"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_place(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {type(content).__name__}")
+    try:
+        return spec(**content, **extra)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path, node, spec)) from None
+
+
+def _yaml_place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    return f"{line}: not valid YAML: {getattr(error, 'problem', error)}"
+
+
+def _explain(
+    error: ValidationError, path: Path, node: yaml.Node | None, spec: type[BaseModel]
+) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if not _is_union_tag(part)]
+    line = _line_of(node, where)
+    hint = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        hint = f"unknown key; {nearest(where[-1], _valid_keys(spec, where[:-1]))}"
+    if first["type"] == "missing":
+        hint = "is required and missing"
+    place = f"{path}:{line}" if line else f"{path} or environment"
+    others = error.error_count() - 1
+    return f"{place}: {'.'.join(where)}: {hint}" + (f" (and {others} more)" if others else "")
+
+
+def _is_union_tag(part: int | str) -> bool:
+    return isinstance(part, str) and (part in ("str", "FieldMap", "date") or part.endswith("]"))
+
+
+def _line_of(node: yaml.Node | None, where: list[str]) -> int | None:
+    """The line of the deepest part of `where` that the document has."""
+    line = None if node is None else node.start_mark.line + 1
+    for part in where:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit():
+            item = node.value[int(part)]
+            found = (item, item)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
+def _valid_keys(spec: type[BaseModel], where: list[str]) -> list[str]:
+    """The keys that are valid at `where` within `spec`."""
+    current: type[BaseModel] | None = spec
+    for part in where:
+        if current is not None and part in current.model_fields:
+            current = _nested(current.model_fields[part].annotation)
+    return [] if current is None else [k for k in current.model_fields if k != "home"]
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_nested(argument) for argument in get_args(annotation))
+    return next((spec for spec in found if spec is not None), None)
+
+
+def environment_home() -> Path:
+    """The workspace folder: `CDP_WORKSPACE`, or the current folder."""
+    return Path(os.environ.get("CDP_WORKSPACE", "."))

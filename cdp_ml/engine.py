@@ -1,0 +1,85 @@
+"""The engine that computes: an Ibis connection to DuckDB (embedded) or to Spark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdp_ml.config import Engine
+from cdp_ml.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+
+def connect(engine: Engine) -> SQLBackend:
+    """Open the engine, in UTC and within its limits.
+
+    Raises:
+        ConfigError: if Spark is asked for and not installed.
+    """
+    import ibis
+
+    if engine.backend == "spark":
+        return _connect_spark()
+    con = ibis.duckdb.connect(threads=engine.threads, memory_limit=engine.memory_limit)
+    con.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    return con
+
+
+def _connect_spark() -> SQLBackend:
+    import ibis
+
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise ConfigError("engine.backend is 'spark': pip install 'cdp-ml[spark]'") from None
+    session = SparkSession.builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
+    return ibis.pyspark.connect(session)
+
+
+def where(con: SQLBackend, table: Table, condition: str, origin: str) -> Table:
+    """Keep the rows of `table` that satisfy an SQL condition written by a person.
+
+    Args:
+        con: the engine that the table belongs to.
+        table: any columns.
+        condition: SQL in DuckDB's dialect over these columns; translated for Spark.
+        origin: where the condition is written, for the message.
+
+    Raises:
+        ConfigError: if it is not SQL or names a column that the table does not have.
+    """
+    from ibis.util import gen_name
+
+    checked = check_condition(condition, table.columns, origin, dialect=con.name)
+    source, kept = gen_name("where_source"), gen_name("where")
+    con.create_view(source, table)
+    # Ibis 12's Table.sql calls a method that DuckDB 2.0 no longer has; a view says the same.
+    con.raw_sql(f"CREATE VIEW {kept} AS SELECT * FROM {source} WHERE {checked}")
+    return con.table(kept)
+
+
+def check_condition(
+    condition: str, columns: tuple[str, ...], origin: str, dialect: str = "duckdb"
+) -> str:
+    """Return the condition in the engine's SQL after checking its syntax and its column names.
+
+    Raises:
+        ConfigError: if it is not one SQL expression, or names a column that is not there.
+    """
+    import sqlglot
+    from sqlglot import exp
+
+    try:
+        parsed = sqlglot.parse_one(f"SELECT 1 WHERE {condition}", dialect="duckdb")
+    except sqlglot.errors.SqlglotError:
+        raise ConfigError(f"{origin}: not an SQL condition: {condition}") from None
+    known = {c.lower() for c in columns}
+    for column in parsed.find_all(exp.Column):
+        if column.name.lower() not in known:
+            raise ConfigError(
+                f"{origin}: no column '{column.name}'; {nearest(column.name, columns)}"
+            )
+    dialect = {"pyspark": "spark"}.get(dialect, dialect)
+    return str(parsed.args["where"].this.sql(dialect=dialect))

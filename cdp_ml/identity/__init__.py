@@ -1,0 +1,1 @@
+"""Records to customers: linkage, the crosswalk, and how good they are."""

@@ -1,0 +1,1 @@
+"""Sources to the lake: files and databases (batch)."""

@@ -1,0 +1,231 @@
+"""Delta Lake in and out: the only place where tables are read and written.
+
+A `Lake` sees fixed versions of its tables: those of the last published run (`Lake.published`), or
+those that a running refresh has written so far. Readers therefore never see a mixture, and a crash
+leaves the published state whole. DuckDB reads a version's Parquet files itself, without the Delta
+extension, which would have to be downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.contracts import arrow_schema, contract
+from cdp_ml.errors import ContractError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The tables under `root`, each at one version; `versions` grows as they are written."""
+
+    root: Path
+    versions: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def published(cls, root: Path) -> Lake:
+        """The lake as the last published run left it; without tables if there was none."""
+        run = last_run(root)
+        return cls(root, {} if run is None else run["versions"])
+
+    def has(self, name: str) -> bool:
+        """Whether the table is there."""
+        return name in self.versions and (self.root / name).is_dir()
+
+    def files(self, name: str) -> list[str]:
+        """The Parquet files of the table's version; none if it is absent or empty."""
+        if not self.has(name):
+            return []
+        return list(_delta(self.root / name, self.versions[name]).file_uris())
+
+    def read(self, name: str, con: SQLBackend) -> Table:
+        """The table as an Ibis expression; an absent one is empty, with its contract's columns.
+
+        Args:
+            name: a table of the contracts.
+            con: the engine, of `cdp_ml.engine.connect`.
+
+        Raises:
+            ContractError: if no contract has this name.
+        """
+        import ibis
+
+        if files := self.files(name):
+            return con.read_parquet(files, union_by_name=True)
+        return ibis.memtable(self.arrow(name))
+
+    def arrow(self, name: str) -> pa.Table:
+        """The table in memory; an absent one is empty, with its contract's columns.
+
+        Raises:
+            ContractError: if no contract has this name.
+        """
+        if not self.has(name):
+            return arrow_schema(name).empty_table()
+        return _delta(self.root / name, self.versions[name]).to_pyarrow_table()
+
+    def write(self, name: str, rows: pa.Table | Table) -> int:
+        """Replace the table's content as a new version, and see that version from now on.
+
+        Args:
+            name: a table of the contracts.
+            rows: columns as the contract says, in any order.
+
+        Returns:
+            The version written.
+
+        Raises:
+            ContractError: if columns are missing, unknown or of a wrong type, or a key is null.
+        """
+        return self._commit(name, conform(name, rows), mode="overwrite")
+
+    def append(self, name: str, rows: pa.Table) -> int:
+        """Add rows as a new version; otherwise as `write`."""
+        self._rewind(name)
+        return self._commit(name, conform(name, rows), mode="append")
+
+    def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
+        """Insert new rows and replace changed ones by key; write nothing if nothing changed.
+
+        `ingested_at` alone is no change: what was already known stays known since then.
+
+        Args:
+            name: a table of the contracts.
+            rows: at most one row a key.
+            con: the engine.
+
+        Returns:
+            How many rows were `new`, `changed` and `same`.
+        """
+        rows = conform(name, rows)
+        fresh, counts = _changed_rows(self.read(name, con), rows, name, con)
+        if counts["changed"]:
+            kept = self.read(name, con).anti_join(fresh, contract(name).key)
+            self.write(name, kept.union(fresh.select(kept.columns)))
+        elif counts["new"]:
+            self.append(name, fresh.to_pyarrow())
+        elif not self.has(name):
+            self.write(name, rows)
+        return counts
+
+    def _rewind(self, name: str) -> None:
+        """Undo what a crashed run wrote after the version that this lake sees."""
+        path = self.root / name
+        if self.has(name) and _delta(path, None).version() != self.versions[name]:
+            _delta(path, None).restore(self.versions[name])
+
+    def _commit(self, name: str, rows: pa.Table, mode: Any) -> int:
+        from deltalake import write_deltalake
+
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True)
+        schema_mode: Any = "overwrite" if mode == "overwrite" else "merge"
+        write_deltalake(path, rows, mode=mode, schema_mode=schema_mode)
+        self.versions[name] = _delta(path, None).version()
+        return self.versions[name]
+
+
+def conform(name: str, rows: pa.Table | Table) -> pa.Table:
+    """Cast rows to their contract: its columns first and in its order, then those of open tables.
+
+    Raises:
+        ContractError: if columns are missing, unknown or of a wrong type, or a key is null.
+    """
+    import pyarrow as pa
+
+    spec, schema = contract(name), arrow_schema(name)
+    data = rows if isinstance(rows, pa.Table) else rows.to_pyarrow()
+    _check_columns(name, data.column_names, spec.column_names, spec.open)
+    extra = [f for f in data.schema if f.name not in schema.names]
+    try:
+        data = data.select([*schema.names, *(f.name for f in extra)]).cast(
+            pa.schema([*schema, *(f.with_metadata({}) for f in extra)])
+        )
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"table '{name}': {str(error).splitlines()[0]}") from None
+    for key in spec.key:
+        if data[key].null_count:
+            raise ContractError(f"table '{name}': {data[key].null_count} rows without key '{key}'")
+    return data
+
+
+def last_run(root: Path) -> dict[str, Any] | None:
+    """The newest row of `runs`, its JSON columns decoded; None before the first publication."""
+    rows = published_runs(root)
+    return rows[-1] if rows else None
+
+
+def published_runs(root: Path) -> list[dict[str, Any]]:
+    """All rows of `runs`, oldest first, their JSON columns decoded."""
+    if not (root / RUNS).is_dir():
+        return []
+    rows = _delta(root / RUNS, None).to_pyarrow_table().to_pylist()
+    decoded = [{**r, **{k: json.loads(r[k]) for k in ("versions", "summary")}} for r in rows]
+    return sorted(decoded, key=lambda r: r["published_at"])
+
+
+def publish(root: Path, run: dict[str, Any]) -> None:
+    """Append a row to `runs`: from this instant on, readers see its versions.
+
+    Args:
+        root: the lake's folder.
+        run: the columns of `runs`; `versions` and `summary` as objects.
+    """
+    import pyarrow as pa
+
+    row = {**run, **{k: json.dumps(run[k], sort_keys=True) for k in ("versions", "summary")}}
+    latest = {RUNS: _delta(root / RUNS, None).version()} if (root / RUNS).is_dir() else {}
+    Lake(root, latest).append(RUNS, pa.Table.from_pylist([row], arrow_schema(RUNS)))
+
+
+def _changed_rows(
+    old: Table, rows: pa.Table, name: str, con: SQLBackend
+) -> tuple[Table, dict[str, int]]:
+    """The rows whose key is new or whose content differs, and how many of each there are."""
+    import ibis
+
+    key = contract(name).key
+    content = [c for c in rows.column_names if c not in key and c != "ingested_at"]
+    new = con.create_table(f"_upsert_{name}", rows, temp=True, overwrite=True)
+    joined = new.left_join(old.mutate(_known=ibis.literal(True)), key)
+    differs = ibis.or_(*(~new[c].identical_to(old[c]) for c in content)) if content else False
+    marked = joined.select(
+        *(new[c] for c in rows.column_names), _known=joined["_known"].notnull(), _differs=differs
+    )
+    touched = con.create_table(f"_touched_{name}", marked, temp=True, overwrite=True)
+    counts = touched.aggregate(
+        new=(~touched["_known"]).sum(), changed=(touched["_known"] & touched["_differs"]).sum()
+    )
+    found = {k: int(v or 0) for k, v in counts.to_pyarrow().to_pylist()[0].items()}
+    fresh = touched.filter(~touched["_known"] | touched["_differs"]).drop("_known", "_differs")
+    return fresh, {**found, "same": rows.num_rows - found["new"] - found["changed"]}
+
+
+def _check_columns(
+    name: str, given: Iterable[str], declared: tuple[str, ...], is_open: bool
+) -> None:
+    given = list(given)
+    for column in declared:
+        if column not in given:
+            raise ContractError(f"table '{name}': column '{column}' is missing")
+    for column in () if is_open else given:
+        if column not in declared:
+            raise ContractError(
+                f"table '{name}': no column '{column}'; {nearest(column, declared)}"
+            )
+
+
+def _delta(path: Path, version: int | None) -> Any:
+    from deltalake import DeltaTable
+
+    return DeltaTable(path, version=version)

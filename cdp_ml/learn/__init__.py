@@ -1,0 +1,1 @@
+"""Features to models to scores: labels, training sets, estimators, evaluation, registry."""
