@@ -1,0 +1,1 @@
+"""What the customer allows and may ask for."""

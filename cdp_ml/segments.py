@@ -1,0 +1,100 @@
+"""Segments: who satisfies a rule, lies in a cluster or is predicted; with entry and exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cdp_ml.config import Cut, ModelSpec, Segment
+from cdp_ml.engine import where
+
+if TYPE_CHECKING:
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+
+def rule_members(
+    con: SQLBackend, people: Table, segments: Mapping[str, Segment], origin: str
+) -> list[Table]:
+    """The members of each rule-based segment.
+
+    Args:
+        con: the engine.
+        people: one row a customer: golden record and current traits.
+        segments: the rules by segment name.
+        origin: where the rules are written, for messages.
+
+    Returns:
+        Tables of segment, customer_id.
+
+    Raises:
+        ConfigError: if a rule is not SQL over the columns of `people`.
+    """
+    return [
+        _named(where(con, people, segment.where, f"{origin}: segments.{name}.where"), name)
+        for name, segment in segments.items()
+    ]
+
+
+def predicted_members(scores: Table, specs: Mapping[str, ModelSpec]) -> list[Table]:
+    """The members of the segments that models predict, and of their clusters.
+
+    Args:
+        scores: table `scores` of the current instant.
+        specs: the models by name; a propensity's `segments` cut its scores, and each cluster of a
+            clustering model is a segment `<model>: <cluster>`.
+
+    Returns:
+        Tables of segment, customer_id.
+    """
+    cuts = [
+        _named(_cut(scores.filter(scores.model == name), cut), segment)
+        for name, spec in specs.items()
+        for segment, cut in spec.segments.items()
+    ]
+    clusters = scores.filter(scores.cluster.notnull()).select(
+        "customer_id", segment=scores.model + ": " + scores.cluster
+    )
+    return [*cuts, clusters.select("segment", "customer_id")]
+
+
+def update_membership(previous: Table, current: Table, as_of: datetime) -> Table:
+    """Carry the membership on: who is still in, who entered, who left.
+
+    Args:
+        previous: table `segment_membership` as last published.
+        current: segment, customer_id of those who are in now; one row each.
+        as_of: the instant of entries and exits, UTC.
+
+    Returns:
+        Table `segment_membership`. A stay that would end at the instant at which it began (the same
+        instant computed again) is no stay and is left out.
+    """
+    import ibis
+
+    now = ibis.literal(as_of).cast("timestamp('UTC', 6)")
+    staying = current.mutate(inside=ibis.literal(True))
+    followed = previous.left_join(staying, ["segment", "customer_id"])
+    open_and_gone = followed.exited_at.isnull() & followed.inside.isnull()
+    kept = followed.mutate(exited_at=ibis.ifelse(open_and_gone, now, followed.exited_at)).select(
+        "segment", "customer_id", "entered_at", "exited_at"
+    )
+    still_open = previous.filter(previous.exited_at.isnull())
+    entered = current.anti_join(still_open, ["segment", "customer_id"]).mutate(
+        entered_at=now, exited_at=ibis.null("timestamp('UTC', 6)")
+    )
+    stays = kept.filter(kept.exited_at.isnull() | (kept.exited_at > kept.entered_at))
+    return stays.union(entered.select(stays.columns))
+
+
+def _named(members: Table, segment: str) -> Table:
+    import ibis
+
+    return members.select(segment=ibis.literal(segment), customer_id=members.customer_id)
+
+
+def _cut(scores: Table, cut: Cut) -> Table:
+    if cut.top is not None:
+        return scores.filter(scores.percentile >= 1 - cut.top)
+    return scores.filter(scores.score > cut.above)

@@ -1,0 +1,50 @@
+import datetime as dt
+import os
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+import pytest
+
+from cdp_ml.config import Engine
+from cdp_ml.contracts import arrow_schema
+from cdp_ml.engine import connect
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def con():
+    """A fresh DuckDB engine."""
+    return connect(Engine())
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of public data sets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("CDP_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public data sets at {folder}; set CDP_SHARED_DATA to their folder")
+    return folder
+
+
+def utc(*when: int) -> dt.datetime:
+    return dt.datetime(*when, tzinfo=dt.UTC)
+
+
+def rows(table: str, *given: dict) -> pa.Table:
+    """Rows of a contract from dictionaries; columns not given are null."""
+    return pa.Table.from_pylist(list(given), arrow_schema(table))
+
+
+def spark_sql(expression: ibis.Expr) -> str:
+    """The expression compiled for PySpark, which need not be installed for that."""
+
+    class PySparkOptions(ibis.config.Config):
+        """What `ibis.backends.pyspark` registers on import; floats cannot be compiled without."""
+
+        treat_nan_as_null: bool = False
+
+    if ibis.options.pyspark is None:
+        ibis.options.pyspark = PySparkOptions()
+    return str(ibis.to_sql(expression, dialect="pyspark"))
