@@ -1,6 +1,9 @@
 """An open, ML-driven customer data platform: from silos to served predictions."""
 
 from cdp_ml.errors import CdpError
+from cdp_ml.refresh import refresh
+from cdp_ml.workspace import Workspace
+from cdp_ml.workspace import open_workspace as open
 
 __version__ = "0.1.0"
-__all__ = ["CdpError", "__version__"]
+__all__ = ["CdpError", "Workspace", "__version__", "open", "refresh"]

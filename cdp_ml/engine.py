@@ -71,10 +71,14 @@ def check_condition(
     import sqlglot
     from sqlglot import exp
 
+    refusal = ConfigError(f"{origin}: not an SQL condition: {condition}")
     try:
-        parsed = sqlglot.parse_one(f"SELECT 1 WHERE {condition}", dialect="duckdb")
-    except sqlglot.errors.SqlglotError:
-        raise ConfigError(f"{origin}: not an SQL condition: {condition}") from None
+        (parsed,) = sqlglot.parse(f"SELECT 1 WHERE {condition}", dialect="duckdb")
+    except (sqlglot.errors.SqlglotError, ValueError):
+        raise refusal from None
+    clauses = {name for name, value in parsed.args.items() if value}
+    if clauses - {"expressions", "where"} or len(list(parsed.find_all(exp.Query))) > 1:
+        raise refusal
     known = {c.lower() for c in columns}
     for column in parsed.find_all(exp.Column):
         if column.name.lower() not in known:

@@ -92,7 +92,7 @@ class Lake:
     def append(self, name: str, rows: pa.Table) -> int:
         """Add rows as a new version; otherwise as `write`."""
         self._rewind(name)
-        return self._commit(name, conform(name, rows), mode="append")
+        return self._commit(name, conform(name, rows), "append" if self.has(name) else "overwrite")
 
     def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
         """Insert new rows and replace changed ones by key; write nothing if nothing changed.

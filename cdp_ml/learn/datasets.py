@@ -1,0 +1,215 @@
+"""Training sets without leaks: at which instants, for whom, from what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.engine import where
+from cdp_ml.errors import ContractError, LeakageError, NotPromotedError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+    from cdp_ml.config import ModelSpec
+
+KEY = ("customer_id", "event_timestamp")
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """The instants of a training set, and of the test that comes after it.
+
+    The label windows of `train` have closed by `test`, and that of `test` by `as_of`. A clustering
+    model has no labels: its one instant is `as_of`.
+    """
+
+    train: tuple[datetime, ...]
+    test: datetime
+    as_of: datetime
+    horizon: timedelta
+
+    @property
+    def instants(self) -> tuple[datetime, ...]:
+        """All instants at which features are needed, oldest first."""
+        return tuple(sorted({*self.train, self.test}))
+
+
+def time_split(spec: ModelSpec, as_of: datetime, first_fact: datetime) -> TimeSplit:
+    """Choose the instants of a model's training set.
+
+    The test instant lies one horizon before `as_of`, so that its label window has just closed. The
+    newest training instant lies one horizon before that (the gap), the others `every_days` apart
+    before it, while at least one horizon of history precedes them: a customer's past must be seen
+    at least as long as the future to be predicted.
+
+    Args:
+        spec: gives horizon, number and distance of the snapshots.
+        as_of: the instant of the refresh, UTC.
+        first_fact: time of the earliest order or event.
+
+    Raises:
+        NotPromotedError: if the history is too short for one training instant.
+    """
+    if spec.task == "clustering":
+        return TimeSplit((as_of,), as_of, as_of, timedelta(0))
+    horizon, every = (timedelta(d) for d in (spec.label.within_days, spec.snapshots.every_days))
+    test = as_of - horizon
+    candidates = (test - horizon - k * every for k in range(spec.snapshots.count))
+    train = tuple(sorted(t for t in candidates if t - horizon >= first_fact))
+    if not train:
+        raise NotPromotedError(
+            f"model '{spec.name}': too little history: {(as_of - first_fact).days} days, needs "
+            f"{3 * horizon.days} (three times its horizon); shorten 'label.within_days' or wait"
+        )
+    return TimeSplit(train, test, as_of, horizon)
+
+
+def eligible(con: SQLBackend, features: Table, spec: ModelSpec) -> Table:
+    """Whom the model is about, at each instant.
+
+    Args:
+        con: the engine.
+        features: customer_id, event_timestamp, and the columns that `spec.population` names.
+        spec: its `population` is an SQL condition over features.
+
+    Returns:
+        customer_id, event_timestamp of the rows that satisfy the condition.
+
+    Raises:
+        ConfigError: if the condition is not SQL or names an unknown feature.
+    """
+    origin = f"models/{spec.name}.yaml: population"
+    return where(con, features, spec.population, origin).select(*KEY)
+
+
+def feature_names(spec: ModelSpec, frame: pa.Table) -> tuple[str, ...]:
+    """The columns that the model may learn from: `spec.inputs`, or all numeric ones.
+
+    Args:
+        spec: the model.
+        frame: customer_id, event_timestamp, features, and label if there is one.
+
+    Raises:
+        ContractError: if an input is not a numeric column of the frame.
+    """
+    import pyarrow.types as kind
+
+    numeric = [
+        f.name
+        for f in frame.schema
+        if f.name not in (*KEY, "label")
+        and (kind.is_integer(f.type) or kind.is_floating(f.type) or kind.is_boolean(f.type))
+    ]
+    for name in spec.inputs:
+        if name not in numeric:
+            raise ContractError(
+                f"models/{spec.name}.yaml: inputs: no numeric feature '{name}'; "
+                f"{nearest(name, numeric)}"
+            )
+    return spec.inputs or tuple(numeric)
+
+
+def matrix(frame: pa.Table | Mapping[str, Any], features: tuple[str, ...]) -> np.ndarray:
+    """The features as a float64 matrix, absent values as NaN.
+
+    Args:
+        frame: columns by name: an Arrow table, a pandas frame, or lists of numbers.
+        features: the columns to take, in order.
+
+    Raises:
+        ContractError: if a column is missing.
+    """
+    import numpy as np
+
+    names = getattr(frame, "column_names", None) or list(frame)  # type: ignore[arg-type]
+    for name in features:
+        if name not in names:
+            raise ContractError(f"no feature '{name}' in the frame; {nearest(name, names)}")
+    if not features:
+        return np.empty((0, 0))
+    return np.column_stack([_numbers(frame[name]) for name in features])
+
+
+def check_no_leak(frame: pa.Table, split: TimeSplit, name: str) -> None:
+    """Refuse a training set that knows the future.
+
+    A row's features must not be from after its instant: every timestamp column beside
+    `event_timestamp` is taken to say from when they are. Rows other than those of the test must
+    have closed label windows by the test instant, and the test by `as_of`.
+
+    Args:
+        frame: customer_id, event_timestamp and features.
+        split: the instants.
+        name: the model's name, for the message.
+
+    Raises:
+        LeakageError: if one of these does not hold.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    instants = frame["event_timestamp"]
+    for field in frame.schema:
+        if pa.types.is_timestamp(field.type) and field.name != "event_timestamp":
+            late = pc.sum(pc.greater(frame[field.name].cast(instants.type), instants)).as_py()
+            if late:
+                raise LeakageError(
+                    f"model '{name}': {late} rows whose '{field.name}' lies after their instant: "
+                    "features must be as known at 'event_timestamp'"
+                )
+    _check_windows(sorted(pc.unique(instants).to_pylist()), split, name)
+
+
+def rows_at(frame: pa.Table, instants: tuple[datetime, ...]) -> pa.Table:
+    """The rows of a frame at these instants."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = pa.array(instants, frame.schema.field("event_timestamp").type)
+    return frame.filter(pc.is_in(frame["event_timestamp"], value_set=wanted))
+
+
+def as_arrow(frame: Any) -> pa.Table:
+    """A training frame as an Arrow table, as Feast delivers it or as pandas; in a fixed order.
+
+    The order of rows decides which fall into a bootstrap or a tree's bag; sorting by key makes
+    training repeatable.
+    """
+    import pyarrow as pa
+
+    table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, None, False)
+    at = table.column_names.index("event_timestamp")
+    instants = table["event_timestamp"]
+    if instants.type.tz is None:
+        instants = instants.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+    table = table.set_column(at, "event_timestamp", instants.cast(pa.timestamp("us", "UTC")))
+    return table.sort_by([("event_timestamp", "ascending"), ("customer_id", "ascending")])
+
+
+def _check_windows(instants: list[datetime], split: TimeSplit, name: str) -> None:
+    closes = {t: t.astimezone(UTC) + split.horizon for t in instants}
+    limit = {t: split.as_of if t == split.test else split.test for t in instants}
+    for t in instants:
+        if closes[t] > limit[t]:
+            raise LeakageError(
+                f"model '{name}': the label window of {t:%Y-%m-%d} closes on {closes[t]:%Y-%m-%d}, "
+                f"after {limit[t]:%Y-%m-%d}: its outcome was not yet known then"
+            )
+
+
+def _numbers(column: Any) -> np.ndarray:
+    import numpy as np
+
+    if hasattr(column, "combine_chunks"):
+        import pyarrow as pa
+
+        column = column.cast(pa.float64()).to_numpy()
+    elif hasattr(column, "to_numpy"):
+        column = column.to_numpy(dtype=float, na_value=np.nan)
+    return np.asarray(column, dtype=np.float64)

@@ -1,0 +1,125 @@
+"""Estimators of a probability: LightGBM, and the baselines that it has to beat.
+
+They see matrices and know nothing of customers, instants or MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
+    import numpy as np
+    from sklearn.pipeline import Pipeline
+
+DEFAULTS: Mapping[str, int | float | str] = {
+    "n_estimators": 300,
+    "num_leaves": 15,
+    "learning_rate": 0.03,
+    "min_child_samples": 50,
+    "subsample": 0.8,
+    "subsample_freq": 1,
+    "colsample_bytree": 0.7,
+    "reg_lambda": 5.0,
+    "seed": 1,
+}
+"""Parameters of LightGBM, regularized and fixed in advance rather than tuned on the test."""
+
+
+def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -> dict[str, Any]:
+    """The parameters of LightGBM: what the specification gives, over `DEFAULTS`.
+
+    With few rows a leaf of 50 leaves no room for a tree, so a leaf then holds a fiftieth of the
+    rows, but at least 5.
+
+    Args:
+        given: the model's `estimator`.
+        rows: training rows.
+        origin: where `given` is written, for the message.
+
+    Raises:
+        ConfigError: if a parameter is unknown.
+    """
+    for name in given:
+        if name not in DEFAULTS:
+            raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, DEFAULTS)}")
+    leaf = max(5, min(int(DEFAULTS["min_child_samples"]), rows // 50))
+    return {**DEFAULTS, "min_child_samples": leaf, **given}
+
+
+def fit_lightgbm(
+    x: np.ndarray, y: np.ndarray, features: tuple[str, ...], params: Mapping[str, Any]
+) -> lgb.Booster:
+    """Fit gradient-boosted trees to a 0/1 outcome; the same rows give the same trees.
+
+    Args:
+        x: rows x features, NaN where unknown.
+        y: 0 or 1 a row.
+        features: names of the columns.
+        params: as from `parameters`.
+    """
+    import lightgbm as lgb
+
+    fixed = {
+        "objective": "binary",
+        "num_threads": 2,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+    rest = {k: v for k, v in params.items() if k != "n_estimators"}
+    data = lgb.Dataset(x, y, feature_name=list(features), params={"verbosity": -1})
+    return lgb.train({**rest, **fixed}, data, num_boost_round=params["n_estimators"])
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray) -> Pipeline:
+    """Fit a logistic regression: median for unknown values, log for skew, standardized, L2.
+
+    A feature without any value, or with one value only, gets no weight.
+    """
+    import numpy as np
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    return make_pipeline(
+        SimpleImputer(strategy="median", keep_empty_features=True),
+        FunctionTransformer(lambda v: np.sign(v) * np.log1p(np.abs(v))),
+        StandardScaler(),
+        LogisticRegression(C=0.1, max_iter=500),
+    ).fit(x, y)
+
+
+def baseline_scores(
+    train: tuple[np.ndarray, np.ndarray], x: np.ndarray, features: tuple[str, ...], happens: bool
+) -> dict[str, np.ndarray]:
+    """Score test rows as one would without a model.
+
+    Recency ranks by `days_since_last_order` (the fewer, the likelier to buy; unknown is last),
+    frequency by the first of `orders_365d`, `orders_lifetime`; each is left out where its feature
+    is. Only `logistic` is a probability.
+
+    Args:
+        train: matrix and outcome to fit the logistic regression.
+        x: test rows.
+        features: names of the columns.
+        happens: whether the outcome is the order, or its absence, which turns the ranks around.
+
+    Returns:
+        Scores by baseline; the higher, the likelier the outcome.
+    """
+    import numpy as np
+
+    sign = 1.0 if happens else -1.0
+    scores = {"logistic": fit_logistic(*train).predict_proba(x)[:, 1]}
+    if "days_since_last_order" in features:
+        days = x[:, features.index("days_since_last_order")]
+        scores["recency"] = -sign * np.nan_to_num(days, nan=1e6)
+    for name in ("orders_365d", "orders_lifetime"):
+        if name in features and "frequency" not in scores:
+            scores["frequency"] = sign * np.nan_to_num(x[:, features.index(name)])
+    return scores

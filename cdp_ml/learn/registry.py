@@ -1,0 +1,311 @@
+"""Runs, versions and champions in MLflow: the only module that knows it.
+
+SQLite holds runs and registry, a folder the artifacts, both under the workspace's data folder.
+Models are stored without pickle: LightGBM as text, scikit-learn by skops with a fixed list of types
+that loading may create.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cdp_ml
+from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn.report import model_card, parameters, write_report
+from cdp_ml.learn.score import Predictor
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from cdp_ml.config import Settings
+    from cdp_ml.learn.training import Trained
+
+CHAMPION = "champion"
+_SKOPS_TYPES: list[str] = []
+log = logging.getLogger(__name__)
+
+
+def tracking_uri(settings: Settings) -> str:
+    """Where MLflow keeps this workspace's runs and models, for `mlflow ui` and notebooks."""
+    return f"sqlite:///{_folder(settings) / 'mlflow.db'}"
+
+
+def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], run_id: str) -> int:
+    """Record a training run and register its model; it is served only once promoted.
+
+    Args:
+        settings: says where the workspace's data is.
+        trained: the model.
+        versions: version of each lake table that was read.
+        run_id: the refresh.
+
+    Returns:
+        The registered version, from 1.
+    """
+    import mlflow
+
+    with _quiet():
+        client = _client(settings)
+        experiment = _experiment(client, settings, trained.spec.name)
+        name = f"{trained.spec.name} as of {trained.split.as_of:%Y-%m-%d}"
+        tags = {**_tags(trained, versions, run_id), "mlflow.note.content": model_card(trained)}
+        with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run:
+            _log_facts(client, run.info.run_id, trained, versions)
+            with tempfile.TemporaryDirectory() as folder:
+                write_report(trained, Path(folder))
+                client.log_artifacts(run.info.run_id, folder)
+            model_uri = _log_model(trained)
+        return _register(client, trained, model_uri, run.info.run_id, run_id)
+
+
+def promote(settings: Settings, name: str, version: int) -> None:
+    """Make a version the champion: the one that scores.
+
+    Raises:
+        NotPromotedError: if there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _quiet():
+        try:
+            _client(settings).set_registered_model_alias(name, CHAMPION, str(version))
+        except MlflowException:
+            raise NotPromotedError(
+                f"model '{name}' has no version {version}; 'cdp-ml ui' shows those there are"
+            ) from None
+
+
+def champion_version(settings: Settings, name: str) -> int | None:
+    """The version that bears the alias `champion`; None if there is none."""
+    if not (_folder(settings) / "mlflow.db").is_file():
+        return None
+    with _quiet():
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return int(_client(settings).get_model_version_by_alias(name, CHAMPION).version)
+        except MlflowException:
+            return None
+
+
+def load_model(settings: Settings, name: str, version: int) -> Predictor:
+    """Load a registered model for scoring, without executing pickled code.
+
+    Raises:
+        NotPromotedError: if there is no such version, or its files are gone.
+    """
+    with _quiet():
+        folder = _model_folder(settings, name, version)
+        from mlflow.models import Model
+
+        described = Model.load(str(folder)).metadata or {}
+    return Predictor(
+        name=name,
+        version=version,
+        task=described["task"],
+        features=tuple(described["features"]),
+        model=_load_estimator(folder, described["task"]),
+        clusters=tuple(described["clusters"]),
+    )
+
+
+def _load_estimator(folder: Path, task: str) -> Any:
+    if task == "clustering":
+        import skops.io
+
+        return skops.io.load(folder / "model.skops", trusted=_SKOPS_TYPES)
+    import lightgbm
+
+    return lightgbm.Booster(model_file=str(folder / "model.lgb"))
+
+
+def _model_folder(settings: Settings, name: str, version: int) -> Path:
+    """Where a version's files are, also after the workspace was moved or copied elsewhere."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        uri = _client(settings).get_model_version_download_uri(name, str(version))
+        within = uri.rpartition("/mlflow/artifacts/")[2]
+        here = _folder(settings) / "artifacts" / within
+        return here if here.is_dir() else Path(download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError):
+        raise NotPromotedError(
+            f"model '{name}' version {version} cannot be loaded from {_folder(settings)}; "
+            "'cdp-ml refresh' trains it"
+        ) from None
+
+
+def _folder(settings: Settings) -> Path:
+    return (settings.data / "mlflow").resolve()
+
+
+def _client(settings: Settings) -> MlflowClient:
+    """A client of the workspace's store, which is made on first use."""
+    import mlflow
+
+    _folder(settings).mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(settings)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def _experiment(client: MlflowClient, settings: Settings, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = (_folder(settings) / "artifacts" / name).as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _log_facts(
+    client: MlflowClient, run: str, trained: Trained, versions: Mapping[str, int]
+) -> None:
+    """Metrics, parameters and the tables read, in one request each."""
+    from mlflow.entities import Dataset, DatasetInput, Metric, Param
+
+    now = int(time.time() * 1000)
+    values = dict(trained.rows.items())
+    for name, e in trained.evaluation.metrics.items():
+        values |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    client.log_batch(
+        run,
+        metrics=[Metric(k, float(v), now, 0) for k, v in values.items()],
+        params=[Param(k, v) for k, v in parameters(trained).items()],
+    )
+    inputs = [
+        DatasetInput(Dataset(table, str(v), "delta_table", json.dumps({"version": v})))
+        for table, v in versions.items()
+    ]
+    if inputs:
+        client.log_inputs(run, inputs)
+
+
+def _tags(trained: Trained, versions: Mapping[str, int], run_id: str) -> dict[str, str]:
+    commit = _commit()
+    return {
+        "mlflow.source.name": "cdp-ml",
+        "mlflow.source.type": "JOB",
+        "mlflow.user": "cdp-ml",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+        "cdp_ml.version": cdp_ml.__version__,
+        "cdp_ml.run_id": run_id,
+        "cdp_ml.specification": trained.spec.fingerprint(),
+        "cdp_ml.table_versions": json.dumps(dict(versions), sort_keys=True),
+        "cdp_ml.promoted": str(trained.evaluation.promoted).lower(),
+        "cdp_ml.verdict": trained.evaluation.verdict,
+    }
+
+
+def _log_model(trained: Trained) -> str:
+    """Store the model with signature, example, requirements and what loading needs to know."""
+    import pandas as pd
+
+    predictor = trained.predictor
+    given = {
+        "name": "model",
+        "signature": _signature(trained),
+        "input_example": pd.DataFrame([trained.typical]),
+        "metadata": {
+            "task": predictor.task,
+            "features": list(predictor.features),
+            "clusters": list(predictor.clusters),
+        },
+    }
+    if predictor.task == "clustering":
+        import mlflow.sklearn
+
+        return str(
+            mlflow.sklearn.log_model(
+                predictor.model,
+                serialization_format="skops",
+                skops_trusted_types=_SKOPS_TYPES,
+                pip_requirements=_requirements("scikit-learn", "skops", "pandas"),
+                **given,
+            ).model_uri
+        )
+    import mlflow.lightgbm
+
+    required = _requirements("lightgbm", "pandas")
+    return str(
+        mlflow.lightgbm.log_model(predictor.model, pip_requirements=required, **given).model_uri
+    )
+
+
+def _signature(trained: Trained) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    inputs = Schema([ColSpec("double", f, required=False) for f in trained.predictor.features])
+    output = "integer" if trained.spec.task == "clustering" else "double"
+    return ModelSignature(inputs, Schema([ColSpec(output)]))
+
+
+def _requirements(*packages: str) -> list[str]:
+    """The installed versions; MLflow would spend a minute to find them out."""
+    return [f"{p}=={installed(p)}" for p in ("mlflow", "numpy", *packages)]
+
+
+def _register(
+    client: MlflowClient, trained: Trained, model_uri: str, run: str, run_id: str
+) -> int:
+    from mlflow.exceptions import MlflowException
+
+    name, evaluation = trained.spec.name, trained.evaluation
+    try:
+        client.create_registered_model(
+            name, {"task": trained.spec.task}, description=trained.spec.description
+        )
+    except MlflowException:
+        log.debug("model %s is registered already", name)
+    made = client.create_model_version(
+        name,
+        source=model_uri,
+        run_id=run,
+        tags={"promoted": str(evaluation.promoted).lower(), "run_id": run_id},
+        description=model_card(trained),
+        await_creation_for=0,
+    )
+    return int(made.version)
+
+
+def _commit() -> str | None:
+    """The commit of the code, if it runs from a checkout of its own."""
+    root = Path(cdp_ml.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow from telling its makers, and from telling the user what we report ourselves."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    loggers = [logging.getLogger(n) for n in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

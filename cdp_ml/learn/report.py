@@ -1,0 +1,239 @@
+"""What a reviewer reads of a training run: plots, tables and a model card, as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.learn.training import Trained
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BLUE, _GREY, _RED = "#1f5fa8", "#9aa3ad", "#c8452f"
+_BASELINE_STYLE = {"logistic": "--", "recency": ":", "frequency": "-."}
+
+
+def write_report(trained: Trained, folder: Path) -> None:
+    """Write a run's plots (PNG), tables (CSV), metrics (JSON) and model card (Markdown).
+
+    Args:
+        trained: the model.
+        folder: where to write; made if absent. No file holds a customer's data.
+    """
+    import pyarrow.csv
+
+    for sub in ("plots", "tables"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    for name, figure in figures(trained).items():
+        figure.savefig(folder / "plots" / f"{name}.png", dpi=90)
+    for name, table in trained.evaluation.tables.items():
+        pyarrow.csv.write_csv(table, folder / "tables" / f"{name}.csv")
+    metrics = {k: [e.value, e.low, e.high] for k, e in trained.evaluation.metrics.items()}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    (folder / "model_card.md").write_text(model_card(trained), encoding="utf-8")
+
+
+def model_card(trained: Trained) -> str:
+    """What the model is, how it was trained and judged, and its limits, as Markdown."""
+    spec, split = trained.spec, trained.split
+    parts = [f"# {spec.name}", spec.description, f"**{trained.evaluation.verdict}**"]
+    if spec.task == "propensity":
+        outcome = "an order" if spec.label.happens else "no order"
+        parts += [
+            f"Predicts the probability of {outcome} within {spec.label.within_days} days, for "
+            f"customers with `{spec.population}`.",
+            f"Trained on {len(split.train)} snapshots from {split.train[0]:%Y-%m-%d} to "
+            f"{split.train[-1]:%Y-%m-%d} ({trained.rows['train_rows']} rows), tested on "
+            f"{split.test:%Y-%m-%d} ({trained.rows['test_rows']} rows), whose label window closed "
+            f"by {split.as_of:%Y-%m-%d}.",
+        ]
+    else:
+        parts.append(
+            f"Groups the {trained.rows['train_rows']} customers with `{spec.population}` as of "
+            f"{split.as_of:%Y-%m-%d}."
+        )
+    parts += ["## Metrics", _metrics_markdown(trained)]
+    for name, table in trained.evaluation.tables.items():
+        parts += [f"## {name.capitalize()}", _markdown(table)]
+    parts += ["## Features", ", ".join(f"`{f}`" for f in trained.predictor.features)]
+    if trained.excluded:
+        parts.append("Left out, for want of two values: " + ", ".join(trained.excluded))
+    parts += ["## Limits", _limits(trained)]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(trained: Trained) -> dict[str, Figure]:
+    """The run's plots by name."""
+    if trained.spec.task == "clustering":
+        return {"profiles": _profiles_figure(trained)}
+    draw = {
+        "roc": _draw_roc,
+        "precision_recall": _draw_precision_recall,
+        "reliability": _draw_reliability,
+        "gain": _draw_gain,
+        "scores": _draw_scores,
+        "importance": _draw_importance,
+    }
+    return {name: _figure(trained, drawn) for name, drawn in draw.items()}
+
+
+def _figure(trained: Trained, draw: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    draw(axes, trained)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_roc(axes: Axes, trained: Trained) -> None:
+    from sklearn.metrics import roc_curve
+
+    for name, score in trained.scores.items():
+        fpr, tpr, _ = roc_curve(trained.outcomes, score)
+        axes.plot(fpr, tpr, label=_legend(trained, name, "auc"), **_style(name))
+    axes.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8)
+    axes.set(title="ROC", xlabel="False positive rate", ylabel="True positive rate")
+
+
+def _draw_precision_recall(axes: Axes, trained: Trained) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    for name, score in trained.scores.items():
+        precision, recall, _ = precision_recall_curve(trained.outcomes, score)
+        axes.plot(
+            recall, precision, label=_legend(trained, name, "average_precision"), **_style(name)
+        )
+    axes.axhline(trained.evaluation.metrics["base_rate"].value, color="lightgrey", linewidth=0.8)
+    axes.set(title="Precision and recall", xlabel="Recall", ylabel="Precision", ylim=(0, 1.02))
+
+
+def _draw_reliability(axes: Axes, trained: Trained) -> None:
+    deciles = trained.evaluation.tables["deciles"]
+    predicted, observed = (deciles[c].to_numpy() for c in ("mean_score", "outcome_rate"))
+    limit = max(predicted.max(), observed.max()) * 1.05
+    axes.plot([0, limit], [0, limit], color="lightgrey", linewidth=0.8)
+    axes.plot(predicted, observed, "o-", color=_BLUE, label=_legend(trained, "model", "ece"))
+    axes.set(title="Reliability, by decile", xlabel="Predicted", ylabel="Observed")
+
+
+def _draw_gain(axes: Axes, trained: Trained) -> None:
+    import numpy as np
+
+    assert trained.outcomes is not None
+    share = np.arange(len(trained.outcomes) + 1) / len(trained.outcomes)
+    for name, score in trained.scores.items():
+        found = trained.outcomes[np.argsort(-score, kind="stable")].cumsum()
+        label = _legend(trained, name, "top_decile_lift")
+        axes.plot(share, np.r_[0, found] / found[-1], label=label, **_style(name))
+    axes.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8)
+    axes.set(title="Gain", xlabel="Share of customers targeted", ylabel="Share of outcomes reached")
+
+
+def _draw_scores(axes: Axes, trained: Trained) -> None:
+    score, y = trained.scores["model"], trained.outcomes
+    for outcome, label, color in ((0, "without the outcome", _GREY), (1, "with it", _BLUE)):
+        axes.hist(score[y == outcome], 30, (0, 1), color=color, alpha=0.6, label=label)
+    axes.set(title="Scores of the test customers", xlabel="Score", ylabel="Customers")
+
+
+def _draw_importance(axes: Axes, trained: Trained) -> None:
+    total = sum(trained.importance.values()) or 1.0
+    best = sorted(trained.importance.items(), key=lambda item: item[1])[-15:]
+    axes.barh([name for name, _ in best], [gain / total for _, gain in best], color=_BLUE)
+    axes.set(title="Importance", xlabel="Share of the trees' total gain")
+
+
+def _profiles_figure(trained: Trained) -> Figure:
+    """A heat map: each cluster's center, in standard deviations from the mean customer."""
+    from matplotlib.figure import Figure
+
+    centers, predictor = trained.predictor.model[-1].cluster_centers_, trained.predictor
+    width, height = 3 + 0.9 * len(predictor.features), 2 + 0.5 * len(predictor.clusters)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(centers, cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto")
+    axes.set_xticks(range(len(predictor.features)), predictor.features, rotation=30, ha="right")
+    axes.set_yticks(range(len(predictor.clusters)), predictor.clusters)
+    for (row, column), value in _cells(centers):
+        axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8)
+    figure.colorbar(image, label="standard deviations from the mean")
+    axes.set_title("Clusters")
+    return figure
+
+
+def _cells(values: Any) -> Any:
+    import numpy as np
+
+    return np.ndenumerate(values)
+
+
+def _style(name: str) -> dict[str, Any]:
+    if name == "model":
+        return {"color": _BLUE, "linewidth": 2, "zorder": 3}
+    return {"color": _GREY, "linewidth": 1.2, "linestyle": _BASELINE_STYLE.get(name, "-")}
+
+
+def _legend(trained: Trained, name: str, metric: str) -> str:
+    key = metric if name == "model" else f"baseline_{name}/{metric}"
+    return f"{name}: {metric.replace('_', ' ')} {trained.evaluation.metrics[key].value:.3f}"
+
+
+def _metrics_markdown(trained: Trained) -> str:
+    lines = ["| metric | value | 95% interval |", "|---|---|---|"]
+    for name, e in trained.evaluation.metrics.items():
+        lines.append(f"| {name} | {e.value:.4f} | {e.low:.4f} to {e.high:.4f} |")
+    return "\n".join(lines)
+
+
+def _markdown(table: pa.Table) -> str:
+    head = f"| {' | '.join(table.column_names)} |\n|{'---|' * table.num_columns}"
+    rows = (f"| {' | '.join(_cell(v) for v in row.values())} |" for row in table.to_pylist())
+    return "\n".join([head, *rows])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _limits(trained: Trained) -> str:
+    if trained.spec.task == "clustering":
+        return (
+            "Clusters describe, they do not predict. Their number and names may change when the "
+            "model is trained again."
+        )
+    return (
+        "Judged on one test instant: a season that the training snapshots do not hold may differ. "
+        "Not for decisions with legal effect on a person. Scores of customers outside the "
+        "population mean nothing."
+    )
+
+
+def parameters(trained: Trained) -> Mapping[str, str]:
+    """What the run is compared by: specification, instants and estimator, as text."""
+    spec, split = trained.spec, trained.split
+    common = {
+        "task": spec.task,
+        "population": spec.population,
+        "features": ", ".join(trained.predictor.features),
+        "excluded_features": ", ".join(trained.excluded),
+        "as_of": f"{split.as_of:%Y-%m-%d}",
+    }
+    if spec.task == "propensity":
+        common |= {
+            "horizon_days": str(spec.label.within_days),
+            "outcome": spec.label.event if spec.label.happens else f"no {spec.label.event}",
+            "train_snapshots": ", ".join(f"{t:%Y-%m-%d}" for t in split.train),
+            "test_snapshot": f"{split.test:%Y-%m-%d}",
+        }
+    chosen = {f"estimator.{k}": str(v) for k, v in trained.parameters.items()}
+    return {k: v[:6000] for k, v in {**common, **chosen}.items()}

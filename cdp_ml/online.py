@@ -1,0 +1,550 @@
+"""Answers about one customer in milliseconds, all from one published run.
+
+`open_online` brings a run's champions, its online store and an index of its customers, segments and
+scores into memory; `score`, `profile`, `segments` and `models` ask it. Since an `Online` never
+changes, an answer cannot mix two runs: `Latest` swaps the whole object after a new publication.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.config import ModelSpec, Settings, load_models
+from cdp_ml.contracts import PERSON_FIELDS
+from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import duckdb
+    import numpy as np
+    from feast import FeatureStore
+
+    from cdp_ml.lake import Lake
+    from cdp_ml.learn.score import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownCustomerError(CdpError):
+    """The published run has no such customer."""
+
+
+class NothingPublishedError(CdpError):
+    """No refresh has published a run yet."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """A published run, ready to answer.
+
+    `champions` holds the models that may be served, `ranks` the sorted scores of the run's batch by
+    model, `meanings` what each feature says, and `index` the tables `customers`, `segments`
+    (present stays) and `scores` in memory, indexed by customer_id: a lookup takes half a
+    millisecond there, and fifty in the Parquet files.
+    """
+
+    run_id: str
+    as_of: datetime
+    published_at: datetime
+    specs: dict[str, ModelSpec]
+    champions: dict[str, Predictor]
+    ranks: dict[str, np.ndarray]
+    meanings: dict[str, str]
+    store: FeatureStore
+    index: duckdb.DuckDBPyConnection
+
+
+def open_online(settings: Settings) -> Online:
+    """Open the last published run for lookups.
+
+    Args:
+        settings: of the workspace.
+
+    Returns:
+        The run, its models loaded and warm.
+
+    Raises:
+        NothingPublishedError: if no refresh has published yet.
+    """
+    from cdp_ml.feast_stores import open_store
+    from cdp_ml.lake import Lake, last_run
+
+    root = settings.data / "lake"
+    run = last_run(root)
+    if run is None:
+        raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
+    versions = run["versions"]
+    specs = load_models(settings)
+    index = _index(Lake(root, versions), settings)
+    online_store = settings.data / "online" / f"{versions['online_store']}.db"
+    online = Online(
+        run_id=run["run_id"],
+        as_of=run["as_of"],
+        published_at=run["published_at"],
+        specs=specs,
+        champions=_champions(settings, specs, versions),
+        ranks=_ranks(index),
+        meanings=_meanings(),
+        store=open_store(settings, versions, online_store),
+        index=index,
+    )
+    _warm(online)
+    return online
+
+
+def score(online: Online, customer_id: str, model: str, reasons: bool = True) -> dict[str, Any]:
+    """Score a customer with a model's champion, on the features of the run's online store.
+
+    Args:
+        online: the run to ask.
+        customer_id: whom.
+        model: name of a model with a champion.
+        reasons: also say which features moved the score most.
+
+    Returns:
+        `customer_id`, `model`, `model_version`, `as_of` (UTC), `score` (as in table `scores`),
+        `percentile` (share of the run's scored customers with a lower score, 0 to 1), `cluster`
+        (its name; None unless the model clusters), `in_population` (whether the run's batch scored
+        the customer: the model was not made for others) and `reasons`: per feature its `value`, its
+        `contribution` and its `meaning`, the weightiest first.
+
+    Raises:
+        UnknownCustomerError: if the run has no such customer.
+        ConfigError: if there is no such model.
+        NotPromotedError: if the model has no champion.
+    """
+    champion = _champion(online, model)
+    _known(online, customer_id)
+    frame = _features(online, customer_id, model)
+    value = float(champion.predict(frame)[0])
+    batch = "SELECT 1 FROM scores WHERE customer_id = ? AND model = ?"
+    return {
+        "customer_id": customer_id,
+        "model": model,
+        "model_version": champion.version,
+        "as_of": online.as_of,
+        "score": value,
+        "percentile": _percentile(online.ranks.get(model), value),
+        "cluster": str(champion.assign(frame)[0]) if champion.clusters else None,
+        "in_population": bool(_rows(online, batch, [customer_id, model])),
+        "reasons": _reasons(online, champion, frame) if reasons else [],
+    }
+
+
+def profile(online: Online, customer_id: str) -> dict[str, Any]:
+    """A customer's golden record.
+
+    Returns:
+        `customer_id`, `as_of`, `fields` (by name the `value` and the `source` it was taken from;
+        fields that no source knows are left out), `records` (how many were unified), `sources`,
+        `identity_confidence` (probability of the weakest link), `first_seen_at`, `last_seen_at`.
+
+    Raises:
+        UnknownCustomerError: if the run has no such customer.
+    """
+    row = _known(online, customer_id)
+    rest = ("records", "identity_confidence", "first_seen_at", "last_seen_at")
+    return {
+        "customer_id": customer_id,
+        "as_of": online.as_of,
+        "fields": {
+            name: {"value": row[name], "source": row[f"{name}_source"]}
+            for name in PERSON_FIELDS
+            if row[name] is not None
+        },
+        "sources": row["sources"].split(",") if row["sources"] else [],
+        **{name: row[name] for name in rest},
+    }
+
+
+def segments(online: Online, customer_id: str) -> list[dict[str, Any]]:
+    """The segments that a customer is in: `segment` and `entered_at` (UTC), by name.
+
+    Raises:
+        UnknownCustomerError: if the run has no such customer.
+    """
+    _known(online, customer_id)
+    query = "SELECT segment, entered_at FROM segments WHERE customer_id = ? ORDER BY segment"
+    return _rows(online, query, [customer_id])
+
+
+def models(online: Online) -> list[dict[str, Any]]:
+    """What can be asked: `model`, `task`, `description` and `version`, None without champion."""
+    return [
+        {
+            "model": name,
+            "task": spec.task,
+            "description": spec.description,
+            "version": online.champions[name].version if name in online.champions else None,
+        }
+        for name, spec in online.specs.items()
+    ]
+
+
+class Latest:
+    """The last published run, opened; a newer one takes its place while the old one answers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._online: Online | None = None
+        self._seen: str | None = None
+
+    def online(self) -> Online:
+        """The run to ask.
+
+        Raises:
+            NothingPublishedError: if no refresh has published yet.
+        """
+        if self._online is None:
+            raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
+        return self._online
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a run to ask."""
+        return self._online is not None
+
+    def update(self) -> bool:
+        """Open a newer publication if there is one; say whether there was.
+
+        Raises:
+            CdpError: if it cannot be opened; the former run then stays in use.
+        """
+        published = self._publications()
+        if published is None or published == self._seen:
+            return False
+        self._online = open_online(self._settings)
+        self._seen = published
+        logger.info("serving run %s", self._online.run_id)
+        return True
+
+    def watch(self, every: float = 2.0) -> None:
+        """Look for a newer publication every so many seconds, in the background."""
+        threading.Thread(target=self._watch, args=(every,), daemon=True).start()
+
+    def _watch(self, every: float) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                self.update()
+                pause.wait(every)
+            except Exception as error:
+                # Whatever is wrong with the new run, the former one goes on answering.
+                logger.error("cannot open the newest run: %s", _one_line(error))
+                pause.wait(15 * every)
+
+    def _publications(self) -> str | None:
+        """The newest commit of `runs`: cheaper than to read it, however many runs there are."""
+        log = self._settings.data / "lake" / "runs" / "_delta_log"
+        return max((p.name for p in log.glob("*.json")), default=None)
+
+
+def serve_command(settings: Settings, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves a workspace with BentoML, and its environment.
+
+    Args:
+        settings: of the workspace.
+        host: IP address to listen on; 127.0.0.1 keeps the API, which asks nobody who they are, on
+            this machine.
+        port: to listen on.
+
+    Raises:
+        ConfigError: if the host is not an IP address of this machine, or the port is taken.
+    """
+    _check_address(host, port)
+    command = [sys.executable, "-m", "bentoml", "serve", str(settings.share("serving"))]
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    environment = {
+        **os.environ,
+        "CDP_WORKSPACE": str(settings.home),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(settings.data / "bentoml"),
+        # BentoML's worker runs in the serving folder.
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in paths if p),
+    }
+    return [*command, "--host", host, "--port", str(port)], environment
+
+
+def check_service(settings: Settings, port: int | None = None) -> dict[str, Any]:
+    """Start the service, ask it for one score over HTTP, and stop it.
+
+    Args:
+        settings: of a workspace with a published run.
+        port: to listen on; a free one by default.
+
+    Returns:
+        What the service answers to a request for a score with reasons.
+
+    Raises:
+        NothingPublishedError: if no refresh has published yet.
+        NotPromotedError: if no model has scored anybody.
+        CdpError: if the service does not start or does not answer; the message ends with its log.
+    """
+    customer_id, model = _somebody(settings)
+    with running_service(settings, port) as url:
+        return ask(url, "score", customer_id=customer_id, model=model)
+
+
+def ask(url: str, method: str, **request: Any) -> dict[str, Any]:
+    """Ask a running service over HTTP.
+
+    Args:
+        url: of the service.
+        method: of its API, such as 'score'.
+        request: the JSON body.
+
+    Raises:
+        urllib.error.HTTPError: if it answers with an error.
+    """
+    body = json.dumps(request).encode()
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{url}/{method}", body, headers, method="POST")
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+@contextmanager
+def running_service(
+    settings: Settings, port: int | None = None, timeout: float = 90.0
+) -> Iterator[str]:
+    """Run the service while the context lasts; it ends with it, whatever happens.
+
+    Args:
+        settings: of the workspace.
+        port: to listen on; a free one by default.
+        timeout: seconds until it must be ready.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        CdpError: if it does not get ready; the message ends with its log.
+    """
+    port = port or _free_port()
+    command, environment = serve_command(settings, "127.0.0.1", port)
+    # A folder of its own: BentoML empties the folder of metrics that a running service writes to.
+    with tempfile.TemporaryDirectory(prefix="cdp-ml-") as home, _exit_on_sigterm():
+        log = Path(home) / "service.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command,
+                env={**environment, "BENTOML_HOME": home},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready(process, f"http://127.0.0.1:{port}", log, timeout)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process)
+
+
+def _champions(
+    settings: Settings, specs: dict[str, ModelSpec], versions: dict[str, int]
+) -> dict[str, Predictor]:
+    from cdp_ml.learn.registry import load_model
+
+    return {
+        name: load_model(settings, name, versions[f"model/{name}"])
+        for name in specs
+        if f"model/{name}" in versions
+    }
+
+
+def _index(lake: Lake, settings: Settings) -> duckdb.DuckDBPyConnection:
+    """Customers, present segments and scored customers in memory, indexed by customer_id."""
+    from cdp_ml.engine import connect
+
+    # Embedded also where Spark computes: an answer cannot wait for a cluster.
+    con = connect(settings.engine.model_copy(update={"backend": "duckdb"}))
+    stays = lake.read("segment_membership", con)
+    tables = {
+        "customers": lake.read("customers", con),
+        "segments": stays.filter(stays.exited_at.isnull()),
+        "scores": lake.read("scores", con).select("customer_id", "model", "score"),
+    }
+    for name, table in tables.items():
+        con.create_table(name, table)
+        con.raw_sql(f"CREATE INDEX {name}_by_customer ON {name} (customer_id)")
+    connection: duckdb.DuckDBPyConnection = con.con
+    return connection
+
+
+def _ranks(index: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
+    """The scores of the run's batch, sorted, by model."""
+    index.execute("SELECT DISTINCT model FROM scores")
+    names = [name for (name,) in index.fetchall()]
+    query = "SELECT score FROM scores WHERE model = ? ORDER BY score"
+    return {name: index.execute(query, [name]).fetchnumpy()["score"] for name in names}
+
+
+def _warm(online: Online) -> None:
+    """Answer once by every model, so that the first caller does not wait, nor find it broken."""
+    for (customer_id,) in online.index.execute(
+        "SELECT customer_id FROM customers LIMIT 1"
+    ).fetchall():
+        for model in online.champions:
+            score(online, customer_id, model)
+
+
+def _champion(online: Online, model: str) -> Predictor:
+    if model not in online.specs:
+        raise ConfigError(f"no model '{model}'; {nearest(model, online.specs)}")
+    if model not in online.champions:
+        raise NotPromotedError(
+            f"model '{model}' has no champion yet; 'cdp-ml refresh' says what its training lacks"
+        )
+    return online.champions[model]
+
+
+def _known(online: Online, customer_id: str) -> dict[str, Any]:
+    """The customer's row of `customers`."""
+    found = _rows(online, "SELECT * FROM customers WHERE customer_id = ?", [customer_id])
+    if not found:
+        raise UnknownCustomerError(
+            f"no customer with this id in run {online.run_id}; ids may change when records are "
+            "unified: take them from the tables 'customers' or 'scores'"
+        )
+    return found[0]
+
+
+def _rows(online: Online, query: str, values: list[str]) -> list[dict[str, Any]]:
+    # A cursor a call: threads must not share one.
+    cursor = online.index.cursor().execute(query, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _features(online: Online, customer_id: str, model: str) -> dict[str, list[Any]]:
+    from cdp_ml.feast_stores import online_features
+
+    service = online.specs[model].features
+    (row,) = online_features(online.store, service, [customer_id])
+    return {name: [value] for name, value in row.items()}
+
+
+def _percentile(ranks: np.ndarray | None, value: float) -> float | None:
+    return None if ranks is None else float(ranks.searchsorted(value)) / len(ranks)
+
+
+def _reasons(
+    online: Online, champion: Predictor, frame: dict[str, list[Any]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "feature": reason.feature,
+            "value": frame[reason.feature][0],
+            "contribution": reason.contribution,
+            "meaning": online.meanings.get(reason.feature, ""),
+        }
+        for reason in champion.reasons(frame)[0]
+    ]
+
+
+def _meanings() -> dict[str, str]:
+    """What each trait says, with its unit."""
+    from cdp_ml.traits import TRAITS
+
+    return {t.name: f"{t.meaning} [{t.unit}]" if t.unit else t.meaning for t in TRAITS}
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error of ours; of others only kind and place, as they may quote data."""
+    if isinstance(error, CdpError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {place.filename}:{place.lineno}"
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except ValueError:
+        raise ConfigError(f"host '{host}': not an IP address, such as 127.0.0.1") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host"
+        ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _somebody(settings: Settings) -> tuple[str, str]:
+    """A customer and a model that scored the customer in the published run."""
+    from cdp_ml.engine import connect
+    from cdp_ml.lake import Lake, last_run
+
+    root = settings.data / "lake"
+    if last_run(root) is None:
+        raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
+    scores = Lake.published(root).read("scores", connect(settings.engine))
+    first = scores.order_by("model", "customer_id").limit(1).to_pyarrow().to_pylist()
+    if not first:
+        raise NotPromotedError("no model has scored anybody yet; 'cdp-ml refresh' says why")
+    return first[0]["customer_id"], first[0]["model"]
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, log: Path, timeout: float
+) -> None:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return
+        time.sleep(0.1)
+    what = "ended" if process.poll() is not None else f"was not ready within {timeout:.0f} s"
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    raise CdpError(f"the service {what}; the end of its log:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the service and its workers, which share its process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

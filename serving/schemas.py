@@ -1,0 +1,126 @@
+"""What the API takes and gives, as its OpenAPI page shows it."""
+
+from datetime import date, datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CUSTOMER = "c_3f2a8d0b9e4c4f0e"
+
+
+class Request(BaseModel):
+    """A request body; unknown keys are refused, and values never reach a message or a log."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class CustomerRequest(Request):
+    """Whom to look up."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"customer_id": CUSTOMER}})
+
+    customer_id: str = Field(min_length=1, max_length=200, description="our id of the customer")
+
+
+class ScoreRequest(CustomerRequest):
+    """Whom to score, with which model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"customer_id": CUSTOMER, "model": "purchase_30d"}}
+    )
+
+    model: str = Field(min_length=1, max_length=200, description="a name that /models lists")
+    reasons: bool = Field(True, description="also say which features moved the score most")
+
+
+class Empty(Request):
+    """Nothing needs to be said: send {}."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {}})
+
+
+class Reason(BaseModel):
+    """A feature that moved the score."""
+
+    feature: str = Field(description="name of the feature")
+    value: float | str | bool | None = Field(description="the customer's value; null if unknown")
+    contribution: float = Field(description="how far it moved the score, in the model's own unit")
+    meaning: str = Field(description="what the feature says, with its unit")
+
+
+class ScoreResponse(BaseModel):
+    """A customer's score by a model's champion."""
+
+    customer_id: str = Field(description="our id of the customer")
+    model: str = Field(description="name of the model")
+    model_version: int = Field(description="the champion's version in the registry")
+    as_of: datetime = Field(description="the instant of the features, UTC")
+    score: float = Field(description="calibrated probability, or distance to the cluster's center")
+    percentile: float | None = Field(description="share of scored customers below, 0 to 1")
+    cluster: str | None = Field(description="name of the cluster; null unless the model clusters")
+    in_population: bool = Field(description="whether the model was made for customers like this")
+    reasons: list[Reason] = Field(description="what moved the score, the weightiest first")
+
+
+class FieldValue(BaseModel):
+    """A field of the golden record."""
+
+    value: str | date = Field(description="the surviving value")
+    source: str | None = Field(description="the source that it was taken from")
+
+
+class ProfileResponse(BaseModel):
+    """A customer's golden record."""
+
+    customer_id: str = Field(description="our id of the customer")
+    as_of: datetime = Field(description="the instant of the run that unified it, UTC")
+    fields: dict[str, FieldValue] = Field(description="what is known, by name")
+    records: int | None = Field(description="how many records of the sources it unifies")
+    sources: list[str] = Field(description="the sources of these records")
+    identity_confidence: float | None = Field(description="probability of the weakest link")
+    first_seen_at: datetime | None = Field(description="earliest record, UTC")
+    last_seen_at: datetime | None = Field(description="latest change of a record, UTC")
+
+
+class Stay(BaseModel):
+    """A segment that the customer is in."""
+
+    segment: str = Field(description="name of the segment")
+    entered_at: datetime = Field(description="first refresh that found the customer inside, UTC")
+
+
+class SegmentsResponse(BaseModel):
+    """The segments that a customer is in."""
+
+    customer_id: str = Field(description="our id of the customer")
+    as_of: datetime = Field(description="the instant of the run, UTC")
+    segments: list[Stay] = Field(description="by name")
+
+
+class ModelEntry(BaseModel):
+    """A model that can be asked."""
+
+    model: str = Field(description="name of the model")
+    task: str = Field(description="propensity or clustering")
+    description: str = Field(description="what it predicts")
+    version: int | None = Field(description="the champion's version; null: none was promoted yet")
+
+
+class ModelsResponse(BaseModel):
+    """The models of the workspace."""
+
+    models: list[ModelEntry] = Field(description="in the order of their files' names")
+
+
+class StatusResponse(BaseModel):
+    """Which published run answers."""
+
+    run_id: str = Field(description="the refresh that published")
+    as_of: datetime = Field(description="the instant as of which it computed, UTC")
+    published_at: datetime = Field(description="when it was published, UTC")
+
+
+class ErrorResponse(BaseModel):
+    """Why there is no answer."""
+
+    error: str = Field(description="kind of error, such as UnknownCustomerError")
+    message: str = Field(description="what is wrong and what to do")

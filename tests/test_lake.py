@@ -1,0 +1,107 @@
+import json
+
+import pyarrow as pa
+import pytest
+from conftest import rows, utc
+
+from cdp_ml.errors import ContractError
+from cdp_ml.lake import Lake, last_run, publish
+
+T1, T2 = utc(2026, 1, 1), utc(2026, 1, 2)
+
+
+def products(*pairs, known_at=T1):
+    return rows(
+        "products", *({"product_id": p, "name": n, "ingested_at": known_at} for p, n in pairs)
+    )
+
+
+def names(lake, table="products"):
+    return {r["product_id"]: r["name"] for r in lake.arrow(table).to_pylist()}
+
+
+@pytest.fixture
+def lake(tmp_path):
+    return Lake(tmp_path)
+
+
+def test_an_absent_table_reads_as_empty_with_its_columns(lake, con):
+    empty = con.to_pyarrow(lake.read("products", con))
+    assert empty.num_rows == 0
+    assert empty.column_names == lake.arrow("products").column_names
+
+
+def test_a_written_but_empty_table_reads_as_empty(lake, con):
+    lake.write("products", products())
+    assert con.to_pyarrow(lake.read("products", con)).num_rows == 0
+
+
+def test_upserting_the_same_rows_writes_nothing(lake, con):
+    lake.upsert("products", products(("a", "mug")), con)
+    before = dict(lake.versions)
+    counts = lake.upsert("products", products(("a", "mug"), known_at=T2), con)
+    assert counts == {"new": 0, "changed": 0, "same": 1}
+    assert lake.versions == before
+    assert lake.arrow("products")["ingested_at"].to_pylist() == [T1]
+
+
+def test_upsert_inserts_new_rows_and_replaces_changed_ones(lake, con):
+    lake.upsert("products", products(("a", "mug"), ("b", "tray")), con)
+    counts = lake.upsert("products", products(("b", "big tray"), ("c", "pot")), con)
+    assert counts == {"new": 1, "changed": 1, "same": 0}
+    assert names(lake) == {"a": "mug", "b": "big tray", "c": "pot"}
+
+
+def test_a_reader_keeps_seeing_its_version(lake, con):
+    lake.write("products", products(("a", "mug")))
+    reader = Lake(lake.root, dict(lake.versions))
+    lake.write("products", products(("a", "cup")))
+    assert names(reader) == {"a": "mug"}
+    assert names(lake) == {"a": "cup"}
+
+
+def test_appending_forgets_what_a_crashed_run_wrote_after_the_seen_version(lake):
+    lake.write("products", products(("a", "mug")))
+    seen = dict(lake.versions)
+    lake.append("products", products(("x", "orphan")))
+    resumed = Lake(lake.root, seen)
+    resumed.append("products", products(("b", "tray")))
+    assert names(resumed) == {"a": "mug", "b": "tray"}
+
+
+def test_appending_to_a_table_that_only_a_crashed_run_wrote_starts_anew(lake):
+    Lake(lake.root).append("products", products(("x", "orphan")))
+    lake.append("products", products(("b", "tray")))
+    assert names(lake) == {"b": "tray"}
+
+
+def test_publication_is_what_readers_see(lake):
+    assert Lake.published(lake.root).versions == {}
+    assert last_run(lake.root) is None
+    lake.write("products", products(("a", "mug")))
+    moments = {"as_of": T1, "started_at": T1, "published_at": T2}
+    publish(lake.root, {"run_id": "1", "versions": lake.versions, "summary": {"n": 1}, **moments})
+    lake.write("products", products(("a", "unpublished")))
+    assert names(Lake.published(lake.root)) == {"a": "mug"}
+    assert last_run(lake.root)["summary"] == {"n": 1}
+    assert json.dumps(last_run(lake.root)["versions"]) == '{"products": 0}'
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (pa.table({"product_id": ["a"]}), "column 'name' is missing"),
+        (products(("a", "mug")).append_column("nam", pa.array(["x"])), "no column 'nam'.*'name'"),
+        (products((None, "mug")), "1 rows without key 'product_id'"),
+        (products(("a", "b")).set_column(3, "price", pa.array(["dear"])), "'products'.*dear"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused(lake, broken, message):
+    with pytest.raises(ContractError, match=message):
+        lake.write("products", broken)
+    assert not lake.has("products")
+
+
+def test_an_unknown_table_names_the_nearest(lake, con):
+    with pytest.raises(ContractError, match="no table 'product'; did you mean 'products'"):
+        lake.read("product", con)
