@@ -55,7 +55,7 @@ def refresh(
     force: Annotated[bool, typer.Option(help="Run every step, due or not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ingest, unify, compute features, train, score, segment and publish; skip what is up to date."""
+    """Bring everything up to date and publish it; do nothing when nothing changed."""
     from cdp_ml import summary
     from cdp_ml.refresh import refresh as run
 

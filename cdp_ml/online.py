@@ -324,38 +324,37 @@ def ask(url: str, method: str, **request: Any) -> dict[str, Any]:
 
 @contextmanager
 def running_service(
-    settings: Settings, port: int | None = None, timeout: float = 90.0
+    settings: Settings,
+    port: int | None = None,
+    until: str = "readyz",
+    log: Path | None = None,
+    timeout: float = 90.0,
 ) -> Iterator[str]:
     """Run the service while the context lasts; it ends with it, whatever happens.
 
     Args:
         settings: of the workspace.
         port: to listen on; a free one by default.
-        timeout: seconds until it must be ready.
+        until: what to wait for: 'readyz' (a run is open) or 'livez' (it listens).
+        log: file for its log; a temporary one by default.
+        timeout: seconds to wait.
 
     Yields:
         Its URL.
 
     Raises:
-        CdpError: if it does not get ready; the message ends with its log.
+        CdpError: if that does not come about; the message ends with the log.
     """
     port = port or _free_port()
+    url = f"http://127.0.0.1:{port}"
     command, environment = serve_command(settings, "127.0.0.1", port)
     # A folder of its own: BentoML empties the folder of metrics that a running service writes to.
     with tempfile.TemporaryDirectory(prefix="cdp-ml-") as home, _exit_on_sigterm():
-        log = Path(home) / "service.log"
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                command,
-                env={**environment, "BENTOML_HOME": home},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = log or Path(home) / "service.log"
+        process = _start(command, {**environment, "BENTOML_HOME": home}, log)
         try:
-            _wait_until_ready(process, f"http://127.0.0.1:{port}", log, timeout)
-            yield f"http://127.0.0.1:{port}"
+            _wait(process, f"{url}/{until}", log, timeout)
+            yield url
         finally:
             _stop(process)
 
@@ -513,12 +512,24 @@ def _somebody(settings: Settings) -> tuple[str, str]:
     return first[0]["customer_id"], first[0]["model"]
 
 
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], url: str, log: Path, timeout: float
-) -> None:
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process group of its own, so that its workers can be stopped with it."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
+    """Wait until the URL answers."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
     what = "ended" if process.poll() is not None else f"was not ready within {timeout:.0f} s"

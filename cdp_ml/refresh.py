@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,13 @@ from cdp_ml.config import (
 )
 from cdp_ml.errors import CdpError, NotPromotedError
 from cdp_ml.lake import Lake, last_run, publish
-from cdp_ml.workspace import build_traits_at, instants_of, training_frame
+from cdp_ml.workspace import (
+    build_traits_at,
+    eligible_features,
+    instants_of,
+    people_at,
+    training_frame,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +49,16 @@ log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 KIND_TABLES = {"people": "records"}
+INGESTED = (
+    "records",
+    "identifiers",
+    "events",
+    "transactions",
+    "products",
+    "consents",
+    "exposures",
+    "rejects",
+)
 TRAITS = ("traits_transactional", "traits_behavioral", "traits_profile")
 IDENTITY = ("records", "identifiers", "edges", "crosswalk")
 
@@ -198,11 +214,22 @@ def _run_steps(
 
 def _fingerprint(step: Step, run: Run) -> str:
     """What the step would be made from: the versions it reads and its other inputs."""
-    from cdp_ml import __version__
-
     versions = {name: run.lake.versions.get(name) for name in step.reads}
-    content = json.dumps([__version__, versions, step.inputs(run)], sort_keys=True, default=str)
+    content = json.dumps([_code(), versions, step.inputs(run)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """A hash of the package: other code may compute something else from the same tables."""
+    return _hash_of(Path(__file__).parent)
+
+
+def _hash_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _is_published(run: Run) -> bool:
@@ -277,7 +304,7 @@ def _source_signatures(run: Run) -> dict[str, list[Any]]:
 
     home, region = run.settings.home, run.settings.region
     return {
-        name: [source.fingerprint(), region, source_files(name, source, home)]
+        name: [_code(), source.fingerprint(), region, source_files(name, source, home)]
         for name, source in run.settings.sources.items()
     }
 
@@ -355,8 +382,9 @@ def _identity_report(crosswalk: pa.Table, changes: pa.Table, edges: pa.Table) ->
 def _profiles(run: Run) -> Report:
     from cdp_ml.profiles import build_customers
 
-    tables = (run.read(t) for t in ("records", "crosswalk", "edges"))
-    run.lake.write("customers", build_customers(*tables, run.settings.profiles, run.as_of))
+    records, crosswalk, edges = (run.read(t) for t in ("records", "crosswalk", "edges"))
+    customers = build_customers(records, crosswalk, edges, run.settings.profiles, run.as_of)
+    run.lake.write("customers", customers)
     return {"metrics": {"customers": {"rows": run.lake.arrow("customers").num_rows}}}
 
 
@@ -383,7 +411,6 @@ def _features(run: Run) -> Report:
     store = open_store(run.settings, run.lake.versions, folder / "partial.db")
     apply(store)
     rows = materialize(store, run.as_of)
-    store.teardown_connections() if hasattr(store, "teardown_connections") else None
     os.replace(folder / "partial.db", folder / f"{number}.db")
     run.lake.versions["online_store"] = number
     return {"metrics": {"online_store": {"rows": rows}}}
@@ -405,70 +432,181 @@ def _drop_old_online_stores(run: Run) -> None:
 def _train(run: Run) -> Report:
     """Train the models that are due by their cadence; the others keep their version."""
     before = run.report("train").get("models", {})
-    models = {}
-    for name, spec in run.models.items():
-        if _is_fresh(run, name, before.get(name, {})):
-            models[name] = before[name]
-            continue
-        models[name] = _train_model(run, spec)
-        run.lake.versions.pop(f"model/{name}", None)
-        if models[name]["version"] is not None:
-            run.lake.versions[f"model/{name}"] = models[name]["version"]
-    for gone in set(_model_versions(run)) - set(run.models):
-        del run.lake.versions[f"model/{gone}"]
-    return {"models": models, "metrics": {n: m.get("metrics", {}) for n, m in models.items()}}
+    models = {
+        name: before[name] if _is_fresh(run, name) else _train_model(run, spec)
+        for name, spec in run.models.items()
+    }
+    for name in _model_versions(run):
+        del run.lake.versions[_served(name)]
+    served = {n: m["version"] for n, m in models.items() if m["version"] is not None}
+    run.lake.versions.update({_served(name): version for name, version in served.items()})
+    return {"models": models, "metrics": {n: m["metrics"] for n, m in models.items()}}
 
 
-def _is_fresh(run: Run, name: str, trained: dict[str, Any]) -> bool:
+def _is_fresh(run: Run, name: str) -> bool:
     """Whether a model's last training still holds: same specification, within its cadence."""
-    spec = run.models[name]
-    if trained.get("specification") != spec.fingerprint() or trained.get("version") is None:
+    trained = run.report("train").get("models", {}).get(name)
+    if trained is None or trained["specification"] != run.models[name].fingerprint():
+        return False
+    if trained["version"] is None:
         return False
     age = run.as_of - datetime.fromisoformat(trained["as_of"])
-    return timedelta(0) <= age < timedelta(days=spec.cadence_days)
+    return timedelta(0) <= age < timedelta(days=run.models[name].cadence_days)
 
 
-def _due_models(run: Run) -> object:
-    """What decides whether training is due: specifications, cadence and, if refused, the data."""
-    before = run.report("train").get("models", {})
-    data = {t: run.lake.versions.get(t) for t in TRAITS}
+def _training_inputs(run: Run) -> object:
+    """What decides whether training is due: specification and cadence, else the data itself."""
+    data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAITS}]
     return {
-        name: [
-            spec.fingerprint(),
-            None if _is_fresh(run, name, before.get(name, {})) else [run.as_of, data],
-        ]
+        name: [spec.fingerprint(), None if _is_fresh(run, name) else data]
         for name, spec in run.models.items()
     }
 
 
 def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
+    """Train a model and register it; the champion stays if the new one is not promoted."""
     from cdp_ml.learn import registry
-    from cdp_ml.learn.datasets import snapshots
-    from cdp_ml.learn.estimators import train
+    from cdp_ml.learn.datasets import time_split
+    from cdp_ml.learn.training import train
 
-    base = {"specification": spec.fingerprint(), "as_of": run.as_of.isoformat(), "version": None}
+    served = run.lake.versions.get(_served(spec.name))
+    base = {"specification": spec.fingerprint(), "as_of": run.as_of.isoformat(), "version": served}
     try:
-        when = snapshots(spec, run.as_of, run.first_fact)
-        frame = training_frame(run.settings, run.lake, run.con, spec, when)
-        trained = train(spec, frame, when)
-        version = registry.log_run(run.settings, spec, trained)
+        split = time_split(spec, run.as_of, run.first_fact)
+        frame = training_frame(run.settings, run.lake, run.con, spec, split)
+        champion = registry.load_model(run.settings, spec.name, served) if served else None
+        trained = train(spec, frame, split, champion)
     except NotPromotedError as refusal:
-        return {**base, "verdict": str(refusal)}
-    return {**base, "version": version, "metrics": trained.metrics, "verdict": trained.verdict}
+        return {**base, "metrics": {}, "verdict": str(refusal)}
+    read = {t: v for t, v in run.lake.versions.items() if run.lake.has(t)}
+    version = registry.log_run(run.settings, trained, read, run.run_id)
+    judged = trained.evaluation
+    return {
+        **base,
+        "version": version if judged.promoted else served,
+        "metrics": {name: e.value for name, e in judged.metrics.items()},
+        "verdict": judged.verdict,
+    }
+
+
+def _served(model: str) -> str:
+    """The name under which a run notes the version of a model that it serves."""
+    return f"model/{model}"
 
 
 def _model_versions(run: Run) -> dict[str, int]:
-    prefix = "model/"
-    found = run.lake.versions.items()
-    return {k.removeprefix(prefix): v for k, v in found if k.startswith(prefix)}
+    prefix, versions = _served(""), run.lake.versions
+    return {k.removeprefix(prefix): v for k, v in versions.items() if k.startswith(prefix)}
 
 
 def _score(run: Run) -> Report:
-    raise NotImplementedError
+    """Score the eligible customers with each served model; scores of former instants stay."""
+    import pyarrow as pa
+
+    from cdp_ml.contracts import arrow_schema
+    from cdp_ml.learn.registry import load_model
+    from cdp_ml.learn.score import score_customers
+
+    scored = []
+    for name, version in _model_versions(run).items():
+        spec = run.models[name]
+        frame = eligible_features(run.settings, run.lake, run.con, spec, [run.as_of])
+        scored.append(score_customers(load_model(run.settings, name, version), frame, run.as_of))
+    former = run.read("scores")
+    kept = run.con.to_pyarrow(former.filter(former.as_of != run.as_of))
+    rows = pa.concat_tables([arrow_schema("scores").empty_table(), *scored])
+    run.lake.write("scores", pa.concat_tables([kept.cast(rows.schema), rows]))
+    return {"metrics": {t["model"][0].as_py(): {"rows": t.num_rows} for t in scored if t.num_rows}}
 
 
 def _segments(run: Run) -> Report:
-    raise NotImplementedError
+    """Decide who is in which segment, against the membership that was last published."""
+    from cdp_ml.segments import predicted_members, rule_members, update_membership
+
+    people = people_at(run.lake, run.con, run.as_of)
+    origin = str(run.settings.home / "cdp.yaml")
+    scores = run.read("scores").filter(lambda t: t.as_of == run.as_of)
+    members = [
+        *rule_members(run.con, people, run.settings.segments, origin),
+        *predicted_members(scores, {n: run.models[n] for n in _model_versions(run)}),
+    ]
+    former = Lake.published(run.lake.root).read("segment_membership", run.con)
+    inside = _consenting(run, members)
+    run.lake.write("segment_membership", update_membership(former, inside, run.as_of))
+    return {"metrics": _segment_counts(run)}
+
+
+def _consenting(run: Run, members: list[Table]) -> Table:
+    """Keep in the segments that ask for a consent those who gave it."""
+    from cdp_ml.privacy.consent import consented_customers
+    from cdp_ml.segments import keep_consenting
+
+    cuts = {n: cut for spec in run.models.values() for n, cut in spec.segments.items()}
+    purposes = {n: s.consent for n, s in {**run.settings.segments, **cuts}.items() if s.consent}
+    consents, crosswalk = run.read("consents"), run.read("crosswalk")
+    allowed = {
+        purpose: consented_customers(consents, crosswalk, purpose, run.as_of)
+        for purpose in set(purposes.values())
+    }
+    return keep_consenting(members, purposes, allowed)
+
+
+def _segment_counts(run: Run) -> dict[str, dict[str, int]]:
+    m = run.read("segment_membership")
+    inside = m.exited_at.isnull()
+    counts = m.group_by("segment").aggregate(
+        customers=inside.sum(),
+        entered=(inside & (m.entered_at == run.as_of)).sum(),
+        left=(m.exited_at == run.as_of).sum(),
+    )
+    rows = run.con.to_pyarrow(counts).to_pylist()
+    return {r.pop("segment"): {k: int(v or 0) for k, v in r.items()} for r in rows}
+
+
+STEPS: tuple[Step, ...] = (
+    Step("ingest", _ingest, (), INGESTED, _source_signatures),
+    Step(
+        "identity",
+        _identity,
+        ("records", "identifiers"),
+        ("edges", "crosswalk", "identity_log"),
+        lambda run: run.identity.fingerprint(),
+    ),
+    Step(
+        "profiles",
+        _profiles,
+        ("records", "edges", "crosswalk"),
+        ("customers",),
+        lambda run: [run.as_of, {k: v.fingerprint() for k, v in run.settings.profiles.items()}],
+    ),
+    Step(
+        "traits",
+        _traits,
+        (*IDENTITY, "events", "transactions", "products"),
+        TRAITS,
+        lambda run: instants_of(run.models, run.as_of, run.first_fact),
+    ),
+    Step(
+        "features",
+        _features,
+        TRAITS,
+        (),
+        lambda run: [run.as_of, _hash_of(run.settings.share("features"))],
+    ),
+    Step("train", _train, (), (), _training_inputs),
+    Step("score", _score, TRAITS, ("scores",), lambda run: [run.as_of, _model_versions(run)]),
+    Step(
+        "segments",
+        _segments,
+        ("customers", *TRAITS, "scores", "consents", "crosswalk"),
+        ("segment_membership",),
+        lambda run: [
+            run.as_of,
+            {n: s.fingerprint() for n, s in (run.settings.segments | run.models).items()},
+        ],
+    ),
+)
+"""The steps in their order."""
 
 
 @contextmanager

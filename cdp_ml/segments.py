@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,9 @@ from cdp_ml.engine import where
 if TYPE_CHECKING:
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
+
+
+_MEMBERS = {"segment": "string", "customer_id": "string"}
 
 
 def rule_members(
@@ -57,6 +60,30 @@ def predicted_members(scores: Table, specs: Mapping[str, ModelSpec]) -> list[Tab
         "customer_id", segment=scores.model + ": " + scores.cluster
     )
     return [*cuts, clusters.select("segment", "customer_id")]
+
+
+def keep_consenting(
+    members: Sequence[Table], purposes: Mapping[str, str], allowed: Mapping[str, Table]
+) -> Table:
+    """Leave out those who do not consent to what a segment is for.
+
+    Args:
+        members: tables of segment, customer_id.
+        purposes: the purpose of each segment that needs a consent.
+        allowed: column customer_id of those who consent, by purpose.
+
+    Returns:
+        segment, customer_id of all segments together.
+    """
+    import ibis
+
+    none = ibis.memtable({"segment": [], "customer_id": []}, schema=_MEMBERS)
+    everyone = ibis.union(none, *members, distinct=True)
+    kept = [everyone.filter(everyone.segment.notin(list(purposes)))] if purposes else [everyone]
+    for segment, purpose in purposes.items():
+        inside = everyone.filter(everyone.segment == segment)
+        kept.append(inside.semi_join(allowed[purpose], "customer_id"))
+    return ibis.union(*kept) if len(kept) > 1 else kept[0]
 
 
 def update_membership(previous: Table, current: Table, as_of: datetime) -> Table:

@@ -136,7 +136,8 @@ def _tables(reports: dict[str, Any], as_of: Any) -> Iterator[RenderableType]:
         yield _sources(sources)
     if identity := reports.get("identity", {}).get("metrics", {}).get("identity"):
         records, customers = int(identity["records"]), int(identity["customers"])
-        yield f"[bold]{records:,}[/] records are [bold]{customers:,}[/] customers as of {as_of:%Y-%m-%d}"
+        when = f"{as_of:%Y-%m-%d}"
+        yield f"[bold]{records:,}[/] records are [bold]{customers:,}[/] customers as of {when}"
     if models := reports.get("train", {}).get("models"):
         yield _models(models)
     if segments := reports.get("segments", {}).get("metrics"):
@@ -170,7 +171,7 @@ def _models(models: dict[str, Any]) -> RichTable:
     table = _table("Models", "model", ">version", "verdict")
     for name, trained in models.items():
         version = trained["version"]
-        table.add_row(name, "–" if version is None else str(version), trained["verdict"])
+        table.add_row(name, "none" if version is None else str(version), trained["verdict"])
     return table
 
 

@@ -89,11 +89,8 @@ class Workspace:
             ConfigError: if there is no such model.
             NotPromotedError: if the history is too short for a time split.
         """
-        split = self.split(model, as_of)
-        instants = split.instants
-        return training_frame(
-            self.settings, self.lake, self.con, self._spec(model), instants
-        ).to_pandas()
+        spec, split = self._spec(model), self.split(model, as_of)
+        return training_frame(self.settings, self.lake, self.con, spec, split).to_pandas()
 
     def split(self, model: str, as_of: datetime | None = None) -> TimeSplit:
         """The instants of a model's training and test.
@@ -165,7 +162,72 @@ def build_traits_at(
     Returns:
         The rows of each traits table.
     """
-    raise NotImplementedError
+    import pyarrow as pa
+
+    passes = [_traits_at(lake, con, settings, instant) for instant in instants]
+    return {name: pa.concat_tables([tables[name] for tables in passes]) for name in passes[0]}
+
+
+def _traits_at(
+    lake: Lake, con: SQLBackend, settings: Settings, as_of: datetime
+) -> dict[str, pa.Table]:
+    from cdp_ml.profiles import build_customers
+    from cdp_ml.traits import traits_as_of
+
+    records, crosswalk, edges = (lake.read(t, con) for t in ("records", "crosswalk", "edges"))
+    customers = build_customers(records, crosswalk, edges, settings.profiles, as_of)
+    tables = {
+        "orders": _keyed(lake, con, "transactions", as_of),
+        "events": _keyed(lake, con, "events", as_of),
+        "customers": customers,
+    }
+    # Each is used by many traits: computed once here rather than once a trait.
+    held = {n: con.create_table(f"_{n}", t, temp=True, overwrite=True) for n, t in tables.items()}
+    traits = traits_as_of(**held, products=lake.read("products", con), as_of=as_of)
+    return {f"traits_{group}": con.to_pyarrow(table) for group, table in traits.items()}
+
+
+def _keyed(lake: Lake, con: SQLBackend, facts: str, as_of: datetime) -> Table:
+    """The facts known at an instant, with the customer each belonged to then."""
+    from cdp_ml.activity import activity_as_of
+
+    identifiers, crosswalk = lake.read("identifiers", con), lake.read("crosswalk", con)
+    return activity_as_of(lake.read(facts, con), identifiers, crosswalk, as_of)
+
+
+def people_at(lake: Lake, con: SQLBackend, as_of: datetime) -> Table:
+    """One row a customer: the golden record and the traits as of an instant."""
+    people = lake.read("customers", con)
+    for name in ("traits_transactional", "traits_behavioral", "traits_profile"):
+        traits = lake.read(name, con).filter(lambda t: t.event_timestamp == as_of)
+        fresh = [c for c in traits.columns if c not in people.columns]
+        people = people.left_join(traits.select("customer_id", *fresh), "customer_id")
+        people = people.drop("customer_id_right")
+    return people.drop("event_timestamp")
+
+
+def eligible_features(
+    settings: Settings,
+    lake: Lake,
+    con: SQLBackend,
+    spec: ModelSpec,
+    instants: Sequence[datetime],
+) -> pa.Table:
+    """The features of the customers whom a model is about, at each instant, through Feast.
+
+    Returns:
+        customer_id, event_timestamp and the features of the model's service.
+    """
+    from cdp_ml.feast_stores import open_store, training_features
+    from cdp_ml.learn.datasets import eligible
+
+    spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
+    spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
+    store = open_store(settings, lake.versions, settings.data / "online" / "partial.db")
+    frame = training_features(store, spec.features, spine)
+    held = con.create_table("_features", frame, temp=True, overwrite=True)
+    chosen = eligible(con, held, spec)
+    return con.to_pyarrow(held.semi_join(chosen, ["customer_id", "event_timestamp"]))
 
 
 def training_frame(
@@ -173,13 +235,50 @@ def training_frame(
     lake: Lake,
     con: SQLBackend,
     spec: ModelSpec,
-    instants: Sequence[datetime],
+    split: TimeSplit,
 ) -> pa.Table:
-    """The rows from which a model is trained and tested."""
-    raise NotImplementedError
+    """The rows from which a model is trained and tested.
+
+    Outcomes are those that are known at the split's `as_of`; an order counts for the customer that
+    its buyer was at the instant, even if a later merge gave that customer another id.
+
+    Returns:
+        customer_id, event_timestamp, the features, and label (propensities).
+    """
+    from cdp_ml.learn.labels import build_labels
+
+    features = eligible_features(settings, lake, con, spec, split.instants)
+    if spec.task == "clustering":
+        return features
+    held = con.create_table("_eligible", features, temp=True, overwrite=True)
+    orders = _keyed(lake, con, "transactions", split.as_of)
+    labels = build_labels(held, _under_former_ids(orders, lake.read("crosswalk", con)), spec)
+    return con.to_pyarrow(held.join(labels, ["customer_id", "event_timestamp"]))
+
+
+def _under_former_ids(orders: Table, crosswalk: Table) -> Table:
+    """The orders once for each id that the buyer's records ever had."""
+    record = ["source", "source_record_id"]
+    current = crosswalk.filter(crosswalk.valid_to.isnull()).select(*record, now="customer_id")
+    ids = crosswalk.select(*record, "customer_id").join(current, record)
+    lineage = ids.select("customer_id", "now").distinct()
+    return orders.rename(now="customer_id").join(lineage, "now")
 
 
 def labeled_test_frame(workspace: Workspace, spec: ModelSpec, as_of: datetime) -> pd.DataFrame:
     """The labeled rows of the test instant of a training that happened at `as_of`."""
     frame = workspace.training_set(spec.name, as_of)
     return frame[frame["event_timestamp"] == workspace.split(spec.name, as_of).test].copy()
+
+
+def make_workspace(folder: Path) -> None:
+    """Copy the starter workspace: a commented cdp.yaml and a handful of sample rows.
+
+    Raises:
+        ConfigError: if the folder has a cdp.yaml already.
+    """
+    import shutil
+
+    if (folder / "cdp.yaml").exists():
+        raise ConfigError(f"{folder / 'cdp.yaml'} exists already; choose another folder")
+    shutil.copytree(Path(__file__).parent / "starter", folder, dirs_exist_ok=True)

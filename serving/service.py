@@ -5,6 +5,7 @@ publication within seconds. Bodies hold personal data; logs hold paths, counts a
 """
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -116,6 +117,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     """Log a refused request as one line: it is the caller's mistake, not ours."""
     if record.exc_info and isinstance(record.exc_info[1], ValidationError):
         record.msg, record.args, record.exc_info = "refused a request: not valid", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
 
@@ -125,7 +127,7 @@ class Documented(Service):
     @property
     def doc(self) -> str:
         """The text at the head of the page."""
-        return self.inner.__doc__ or ""
+        return inspect.cleandoc(self.inner.__doc__ or "")
 
     @property
     def openapi_spec(self) -> Any:
@@ -195,3 +197,4 @@ class CdpService:
 
 CdpService.add_asgi_middleware(Manners)
 logging.getLogger("bentoml._internal.server.http_app").addFilter(_without_traceback)
+logging.getLogger("cdp_ml").parent = logging.getLogger("bentoml")  # into the service's own log

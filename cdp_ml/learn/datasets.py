@@ -127,7 +127,7 @@ def matrix(frame: pa.Table | Mapping[str, Any], features: tuple[str, ...]) -> np
     """
     import numpy as np
 
-    names = getattr(frame, "column_names", None) or list(frame)  # type: ignore[arg-type]
+    names = getattr(frame, "column_names", None) or list(frame)
     for name in features:
         if name not in names:
             raise ContractError(f"no feature '{name}' in the frame; {nearest(name, names)}")

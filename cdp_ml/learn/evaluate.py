@@ -179,6 +179,7 @@ def auc_against_truth(y: np.ndarray, score: np.ndarray, truth: np.ndarray) -> di
     """
     import numpy as np
 
+    y, score, truth = (np.asarray(values, dtype=float) for values in (y, score, truth))
     weights = np.ones(len(y))
     auc, best = _auc_of(y, score)(weights), _auc_of(y, truth)(weights)
     attained = (auc - 0.5) / (best - 0.5) if best != 0.5 else float("nan")
@@ -278,7 +279,8 @@ def _equal_bins(score: np.ndarray) -> np.ndarray:
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     import numpy as np
 
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+    shares: np.ndarray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+    return shares
 
 
 def _bootstrap_weights(rows: int, draws: int, seed: int) -> Any:

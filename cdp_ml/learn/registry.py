@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as installed
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from cdp_ml.learn.training import Trained
 
 CHAMPION = "champion"
-_SKOPS_TYPES: list[str] = []
+_SKOPS_TYPES = ["numpy.dtype"]
+"""What loading may create beyond scikit-learn's and NumPy's own types that skops trusts."""
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +99,14 @@ def champion_version(settings: Settings, name: str) -> int | None:
             return int(_client(settings).get_model_version_by_alias(name, CHAMPION).version)
         except MlflowException:
             return None
+
+
+def ui_command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command and environment that open MLflow's own pages on this workspace's runs."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(settings)]
+    with _quiet():
+        _client(settings).search_experiments(max_results=1)
+    return [*command, "--port", str(port), "--workers", "1"], dict(os.environ)
 
 
 def load_model(settings: Settings, name: str, version: int) -> Predictor:
@@ -176,7 +187,7 @@ def _log_facts(
     from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     now = int(time.time() * 1000)
-    values = dict(trained.rows.items())
+    values: dict[str, float] = dict(trained.rows)
     for name, e in trained.evaluation.metrics.items():
         values |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
     client.log_batch(
@@ -257,9 +268,7 @@ def _requirements(*packages: str) -> list[str]:
     return [f"{p}=={installed(p)}" for p in ("mlflow", "numpy", *packages)]
 
 
-def _register(
-    client: MlflowClient, trained: Trained, model_uri: str, run: str, run_id: str
-) -> int:
+def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, run_id: str) -> int:
     from mlflow.exceptions import MlflowException
 
     name, evaluation = trained.spec.name, trained.evaluation
@@ -305,7 +314,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -142,7 +142,9 @@ def _draw_gain(axes: Axes, trained: Trained) -> None:
 def _draw_scores(axes: Axes, trained: Trained) -> None:
     score, y = trained.scores["model"], trained.outcomes
     for outcome, label, color in ((0, "without the outcome", _GREY), (1, "with it", _BLUE)):
-        axes.hist(score[y == outcome], 30, (0, 1), color=color, alpha=0.6, label=label)
+        axes.hist(
+            score[y == outcome], bins=30, range=(0, 1), color=color, alpha=0.6, label=label
+        )
     axes.set(title="Scores of the test customers", xlabel="Score", ylabel="Customers")
 
 

@@ -58,7 +58,9 @@ class Predictor:
         """The name of each row's cluster; for clustering models only."""
         import numpy as np
 
-        return np.array(self.clusters, dtype=object)[self.model.predict(matrix(frame, self.features))]
+        return np.array(self.clusters, dtype=object)[
+            self.model.predict(matrix(frame, self.features))
+        ]
 
     def reasons(self, frame: pa.Table | Mapping[str, Any], top: int = 3) -> list[list[Reason]]:
         """The features that move each row's score most, by LightGBM's own Shapley values.

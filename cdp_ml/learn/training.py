@@ -51,8 +51,25 @@ class Trained:
     outcomes: np.ndarray | None = None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The values of the metrics by name, without intervals."""
+        return {name: estimate.value for name, estimate in self.evaluation.metrics.items()}
 
-def train(spec: ModelSpec, frame: Any, split: TimeSplit, champion: Predictor | None = None) -> Trained:
+    @property
+    def promoted(self) -> bool:
+        """Whether the gate lets the model be served."""
+        return self.evaluation.promoted
+
+    @property
+    def verdict(self) -> str:
+        """Why it may be served, or why not, in a sentence."""
+        return self.evaluation.verdict
+
+
+def train(
+    spec: ModelSpec, frame: Any, split: TimeSplit, champion: Predictor | None = None
+) -> Trained:
     """Fit a model on the training instants and judge it on the test instant.
 
     Args:

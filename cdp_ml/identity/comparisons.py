@@ -1,0 +1,179 @@
+"""How two values of a field are compared: the levels of each kind of comparison, best first.
+
+A level is an SQL condition on the two records' columns, in Splink's notation (`email_l`,
+`email_r`). `m` is the level's share among true matches as far as experience goes; it is where
+expectation maximisation starts, and what stays where the data have nothing to teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdp_ml.config import IdentitySpec
+from cdp_ml.errors import LinkageError, nearest
+
+
+@dataclass(frozen=True)
+class Level:
+    """A comparison level.
+
+    `shared` marks agreement on something that people who live together may share; `term` names the
+    column whose rarity makes the agreement stronger.
+    """
+
+    label: str
+    sql: str
+    m: float
+    shared: bool = False
+    term: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of comparison: the columns it needs, when it says nothing, its levels."""
+
+    columns: tuple[str, ...]
+    null: str
+    levels: tuple[Level, ...]
+    household: bool = False
+    """Whether it can tell members of a household apart."""
+
+
+def _missing(column: str) -> str:
+    return f"({column}_l IS NULL OR {column}_r IS NULL)"
+
+
+_SWAPPED = "(given_name_l = surname_r AND surname_l = given_name_r)"
+_ONE_SLIP = "levenshtein(CAST(birth_date_l AS VARCHAR), CAST(birth_date_r AS VARCHAR)) <= 1"
+_SWAPPED_DAY = (
+    "(year(birth_date_l) = year(birth_date_r) AND month(birth_date_l) = day(birth_date_r)"
+    " AND day(birth_date_l) = month(birth_date_r))"
+)
+
+KINDS: dict[str, Kind] = {
+    "given_name": Kind(
+        ("given_name",),
+        _missing("given_name"),
+        (
+            Level("exact", "given_name_l = given_name_r", 0.75, term="given_name"),
+            Level("alias", "list_contains(aliases_l, given_name_r)", 0.06),
+            Level("swapped with surname", _SWAPPED, 0.01),
+            Level(
+                "similar",
+                "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.88"
+                " OR (length(given_name_l) >= 3 AND starts_with(given_name_r, given_name_l))"
+                " OR (length(given_name_r) >= 3 AND starts_with(given_name_l, given_name_r))",
+                0.08,
+            ),
+            Level("different", "ELSE", 0.10),
+        ),
+        household=True,
+    ),
+    "surname": Kind(
+        ("surname",),
+        # Swapped names are counted once, by the given name's comparison.
+        f"{_missing('surname')} OR {_SWAPPED}",
+        (
+            Level("exact", "surname_l = surname_r", 0.80, term="surname"),
+            Level("similar", "jaro_winkler_similarity(surname_l, surname_r) >= 0.92", 0.09),
+            Level("related", "jaro_winkler_similarity(surname_l, surname_r) >= 0.80", 0.04),
+            Level("different", "ELSE", 0.07),
+        ),
+    ),
+    "email": Kind(
+        ("email",),
+        _missing("email"),
+        (
+            Level("exact", "email_l = email_r", 0.80, shared=True),
+            Level(
+                "same user, other domain",
+                "split_part(email_l, '@', 1) = split_part(email_r, '@', 1)",
+                0.03,
+            ),
+            Level("similar", "levenshtein(email_l, email_r) <= 2", 0.05),
+            Level("different", "ELSE", 0.12),
+        ),
+        household=True,
+    ),
+    "phone": Kind(
+        ("phone",),
+        _missing("phone"),
+        (
+            Level("exact", "phone_l = phone_r", 0.75, shared=True),
+            Level("similar", "levenshtein(phone_l, phone_r) <= 1", 0.03),
+            Level("different", "ELSE", 0.22),
+        ),
+        household=True,
+    ),
+    "birth_date": Kind(
+        ("birth_date",),
+        _missing("birth_date"),
+        (
+            Level("exact", "birth_date_l = birth_date_r", 0.85, term="birth_date"),
+            Level("one slip", f"{_ONE_SLIP} OR {_SWAPPED_DAY}", 0.08),
+            Level("same year", "year(birth_date_l) = year(birth_date_r)", 0.03),
+            Level("different", "ELSE", 0.04),
+        ),
+        household=True,
+    ),
+    "address": Kind(
+        ("postcode", "street", "city"),
+        f"{_missing('postcode')} AND {_missing('street')} AND {_missing('city')}",
+        (
+            Level(
+                "same address",
+                "postcode_l = postcode_r AND street_l = street_r",
+                0.55,
+                shared=True,
+            ),
+            Level("same postcode", "postcode_l = postcode_r", 0.20, shared=True, term="postcode"),
+            Level(
+                "similar address",
+                "jaro_winkler_similarity(street_l, street_r) >= 0.92"
+                " AND (city_l = city_r OR left(postcode_l, -3) = left(postcode_r, -3))",
+                0.05,
+                shared=True,
+            ),
+            Level(
+                "same area",
+                "length(postcode_l) >= 5 AND left(postcode_l, -3) = left(postcode_r, -3)",
+                0.05,
+            ),
+            Level("same city", "city_l = city_r", 0.05, term="city"),
+            Level("different", "ELSE", 0.10),
+        ),
+    ),
+}
+
+
+def usable(spec: IdentitySpec, filled: Mapping[str, int]) -> dict[str, Kind]:
+    """The specification's comparisons for which there are values to compare, by field.
+
+    Args:
+        spec: its comparisons.
+        filled: by column, how many records have a value.
+
+    Raises:
+        LinkageError: if a comparison is of an unknown kind.
+    """
+    for comparison in spec.comparisons:
+        if comparison.kind not in KINDS:
+            raise LinkageError(
+                f"models/identity.yaml: comparisons: no kind '{comparison.kind}'; "
+                f"{nearest(comparison.kind, KINDS)}"
+            )
+    kinds = {c.field: KINDS[c.kind] for c in spec.comparisons}
+    return {f: kind for f, kind in kinds.items() if any(filled[c] >= 2 for c in kind.columns)}
+
+
+def splink_comparison(field: str, kind: Kind, term_frequency: bool) -> dict[str, Any]:
+    """A comparison as Splink's settings want it."""
+    null = {"sql_condition": kind.null, "label_for_charts": "missing", "is_null_level": True}
+    levels: list[dict[str, Any]] = [null]
+    for level in kind.levels:
+        shown = {"sql_condition": level.sql, "label_for_charts": level.label}
+        adjusted = {"tf_adjustment_column": level.term} if term_frequency and level.term else {}
+        levels.append({**shown, **adjusted, "m_probability": level.m})
+    return {"output_column_name": field, "comparison_levels": levels}

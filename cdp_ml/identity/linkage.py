@@ -1,0 +1,523 @@
+"""Which records are one person: Splink weighs the pairs, deterministic identifiers join for sure.
+
+The model is that of Fellegi and Sunter (1969), trained without labels as Splink does it: the prior
+from deterministic rules, `u` from random pairs, `m` by expectation maximisation within several
+blocking rules. Three things are added:
+
+- `u` is corrected for the true matches among the random pairs. In small data they are most of the
+  agreements on an e-mail or a birth date, and would make these look common.
+- A second model, trained among those who share surname and postcode, weighs what tells members of
+  a household apart. Pairs that share address, phone or e-mail get the lesser of the two weights.
+- Clusters come from average linkage (`cdp_ml.identity.clustering`), not from chaining.
+
+All records are concatenated into one table and linked by an integer id, which to Splink is
+`dedupe_only` and compares the same pairs as `link_and_dedupe` over one table a source.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.config import IdentitySpec
+from cdp_ml.errors import LinkageError, nearest
+from cdp_ml.identity.clustering import cluster_pairs, weakest_links
+from cdp_ml.identity.comparisons import KINDS, Kind, splink_comparison, usable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("given_name", "surname", "email", "phone", "birth_date", "street", "postcode", "city")
+NOBODY = 20
+"""An e-mail or phone number on more records than this identifies nobody: info@…, 000000."""
+RANDOM_PAIRS = 2e6
+TRAINING_PAIRS = 1e6
+LEAST_M = 0.001
+"""No disagreement is impossible where people type."""
+LEAST_U = 0.05
+"""What remains at least of an observed `u`, however many of the agreements are true matches."""
+LEAST_HOUSEHOLD_PAIRS = 200
+LEAST_WEIGHT = -20.0
+"""Pairs below this match weight (bits) are not kept."""
+
+_NODES = f"""
+CREATE TABLE nodes AS
+WITH shared AS (
+    {{shared}}
+), keyed AS (
+    SELECT source || ':' || source_record_id AS record, source, source_record_id,
+        {", ".join(f"nullif({f}, '') AS {f}" if f != "birth_date" else f for f in FIELDS)}
+    FROM records
+)
+SELECT (row_number() OVER (ORDER BY record) - 1)::BIGINT AS unique_id, record, source,
+    source_record_id, given_name, surname, birth_date, street, postcode, city,
+    CASE WHEN email NOT IN (SELECT value FROM shared) THEN email END AS email,
+    CASE WHEN phone NOT IN (SELECT value FROM shared) THEN phone END AS phone,
+    postcode || '|' || surname AS household
+FROM keyed ORDER BY unique_id
+"""
+_SHARED = "SELECT {0} AS value FROM records WHERE {0} <> '' GROUP BY 1 HAVING count(*) > {1}"
+# Two given names are aliases if people of one surname and birth date, or one e-mail, bear them
+# more often than chance pairs of differing names would: pointwise mutual information.
+_ALIASES = """
+CREATE TABLE alias AS
+WITH same AS (
+    SELECT given_name, 'b' || surname || birth_date::VARCHAR AS who FROM nodes
+    UNION SELECT given_name, 'e' || email FROM nodes
+), known AS (
+    SELECT * FROM same WHERE given_name IS NOT NULL AND who IS NOT NULL
+    QUALIFY count(*) OVER (PARTITION BY who) BETWEEN 2 AND 6
+), pairs AS (
+    SELECT l.given_name AS one, r.given_name AS other, count(*) AS seen
+    FROM known l JOIN known r ON l.who = r.who AND l.given_name <> r.given_name GROUP BY ALL
+), rated AS (
+    SELECT one, other, seen, seen * sum(seen) OVER ()
+        / (sum(seen) OVER (PARTITION BY one) * sum(seen) OVER (PARTITION BY other)) AS lift
+    FROM pairs
+)
+SELECT one AS given_name, list(other ORDER BY other) AS aliases
+FROM rated WHERE seen >= 3 AND lift >= 10 GROUP BY ALL
+"""
+_PEOPLE = """
+CREATE TABLE people AS SELECT n.*, coalesce(a.aliases, []) AS aliases
+FROM nodes n LEFT JOIN alias a USING (given_name) ORDER BY unique_id
+"""
+
+
+@dataclass(frozen=True)
+class Linkage:
+    """What linking found.
+
+    Attributes:
+        edges: table `edges`, the pairs at or above the threshold.
+        clusters: source, source_record_id, cluster (number), confidence (probability of the
+            weakest link that the cluster needs; 1 for single records).
+        model: Splink's settings with the trained parameters; under `household` those of the
+            second model. Empty if there was nothing to compare.
+    """
+
+    edges: pa.Table
+    clusters: pa.Table
+    model: dict[str, Any]
+
+
+def link(
+    records: Table | pa.Table, identifiers: Table | pa.Table, spec: IdentitySpec, con: SQLBackend
+) -> Linkage:
+    """Link the records of all sources into clusters, one a person.
+
+    The same input gives the same output: ids follow the records' keys, sampling is seeded, and
+    trained parameters are rounded, so that the order of summation does not show.
+
+    Args:
+        records: table `records`.
+        identifiers: table `identifiers`.
+        spec: models/identity.yaml.
+        con: the engine; Splink gets a connection of its own with the same limits.
+
+    Raises:
+        LinkageError: if the specification does not fit the records, or a blocking rule would make
+            more pairs than `max_pairs`.
+    """
+    db = _private_connection(con)
+    db.register("records", _arrow(records, con))
+    db.register("identifiers", _arrow(identifiers, con))
+    filled = _prepare(db)
+    kinds = usable(spec, filled)
+    _note_left_out(spec, kinds)
+    rules = _usable_rules(spec.blocking_rules, filled)
+    _check_pair_counts(db, rules, spec.max_pairs)
+    model = _train(db, spec, kinds, rules, filled) if kinds and rules else {}
+    _score(db, model)
+    return _clustered(db, spec, model)
+
+
+def _private_connection(con: SQLBackend) -> DuckDBPyConnection:
+    """A connection within the engine's limits; Splink's tables and caches end with it."""
+    import duckdb
+
+    db = duckdb.connect()
+    if con.name == "duckdb":
+        names = ("threads", "memory_limit")
+        asked = ", ".join(f"current_setting('{name}')" for name in names)
+        limits = con.raw_sql(f"SELECT {asked}").fetchall()[0]
+        for name, value in zip(names, limits, strict=True):
+            db.execute(f"SET {name} = '{value}'")
+    db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    return db
+
+
+def _arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
+    import pyarrow as pa
+
+    return table if isinstance(table, pa.Table) else con.to_pyarrow(table)
+
+
+def _prepare(db: DuckDBPyConnection) -> dict[str, int]:
+    """Make table `people`, ids in the order of the keys; count the values of each field."""
+    shared = " UNION ".join(_SHARED.format(f, NOBODY) for f in ("email", "phone"))
+    db.execute(_NODES.format(shared=shared))
+    db.execute(_ALIASES)
+    db.execute(_PEOPLE)
+    asked = ", ".join(f"count({f})" for f in FIELDS)
+    counts = db.execute(f"SELECT {asked} FROM people").fetchall()[0]
+    return dict(zip(FIELDS, counts, strict=True))
+
+
+def _note_left_out(spec: IdentitySpec, kinds: Mapping[str, Kind]) -> None:
+    if left_out := [c.field for c in spec.comparisons if c.field not in kinds]:
+        log.info("identity: nothing to compare in %s", ", ".join(left_out))
+
+
+def _usable_rules(rules: tuple[str, ...], filled: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """The rules whose columns have values: their text and their expressions.
+
+    Raises:
+        LinkageError: if a rule is not SQL or names an unknown column.
+    """
+    parsed = {rule: _expressions(rule) for rule in rules}
+    return {
+        rule: tuple(e for e, _ in parts)
+        for rule, parts in parsed.items()
+        if all(filled[c] >= 2 for _, columns in parts for c in columns)
+    }
+
+
+def _expressions(rule: str) -> list[tuple[str, set[str]]]:
+    """The comma-separated SQL expressions of a rule and the columns that each names."""
+    import sqlglot
+    from sqlglot import exp
+
+    where = f"models/identity.yaml: rule '{rule}'"
+    try:
+        parsed = sqlglot.parse_one(f"SELECT {rule}", dialect="duckdb").expressions
+    except sqlglot.errors.SqlglotError:
+        raise LinkageError(f"{where}: not a list of SQL expressions on a record") from None
+    found = [(e.sql("duckdb"), {c.name for c in e.find_all(exp.Column)}) for e in parsed]
+    for name in {c for _, columns in found for c in columns} - set(FIELDS):
+        raise LinkageError(f"{where}: no field '{name}'; {nearest(name, FIELDS)}")
+    return found
+
+
+def _check_pair_counts(
+    db: DuckDBPyConnection, rules: Mapping[str, tuple[str, ...]], most: int
+) -> None:
+    """Count the pairs of each rule before any is made.
+
+    Raises:
+        LinkageError: if a rule makes more than `most`.
+    """
+    for rule, expressions in rules.items():
+        pairs = _count_pairs(db, expressions)
+        log.debug("identity: rule '%s' makes %d pairs", rule, pairs)
+        if pairs > most:
+            raise LinkageError(
+                f"models/identity.yaml: blocking_rules: '{rule}' makes {pairs:,} pairs, more than "
+                f"max_pairs ({most:,}); add a field to the rule or raise max_pairs"
+            )
+
+
+def _count_pairs(db: DuckDBPyConnection, expressions: tuple[str, ...]) -> int:
+    known = " AND ".join(f"({e}) IS NOT NULL" for e in expressions)
+    sizes = f"SELECT count(*) AS n FROM people WHERE {known} GROUP BY {', '.join(expressions)}"
+    found = db.execute(f"SELECT coalesce(sum(n * (n - 1) // 2), 0) FROM ({sizes})").fetchall()
+    return int(found[0][0])
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def _train(
+    db: DuckDBPyConnection,
+    spec: IdentitySpec,
+    kinds: Mapping[str, Kind],
+    rules: Mapping[str, tuple[str, ...]],
+    filled: Mapping[str, int],
+) -> dict[str, Any]:
+    """Train both models; returns Splink's settings, the second model's under `household`."""
+    frequent = {c.field: c.term_frequency for c in spec.comparisons}
+    comparisons = [splink_comparison(f, kind, frequent[f]) for f, kind in kinds.items()]
+    prior = _prior(db, spec, filled)
+    with _quiet_splink():
+        linker = _linker(db, comparisons, rules, prior)
+        _sample_u(db, linker, spec.seed)
+        training = _usable_rules(spec.training_rules, filled)
+        shares = _maximise(linker, training)
+        model = linker.misc.save_model_to_json()
+        model["kinds"] = {c.field: c.kind for c in spec.comparisons if c.field in kinds}
+        _correct_u(db, model, prior, {k[0]: s for k, s in shares.items() if len(k) == 1})
+        model["household"] = _train_household(db, model) if spec.household else None
+    return model
+
+
+@contextmanager
+def _quiet_splink() -> Iterator[None]:
+    """Keep Splink's progress reports out of our log; what matters we say ourselves."""
+    splink = logging.getLogger("splink")
+    before = splink.level
+    splink.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        splink.setLevel(before)
+
+
+def _linker(
+    db: DuckDBPyConnection,
+    comparisons: list[dict[str, Any]],
+    rules: Mapping[str, tuple[str, ...]],
+    prior: float,
+) -> Any:
+    """A Splink linker; one `DuckDBAPI` each, because its cache would serve stale tables."""
+    from splink import DuckDBAPI, Linker, SettingsCreator, block_on
+
+    settings = SettingsCreator(
+        link_type="dedupe_only",
+        comparisons=comparisons,
+        blocking_rules_to_generate_predictions=[block_on(*e) for e in rules.values()],
+        probability_two_random_records_match=prior,
+        retain_matching_columns=False,
+        retain_intermediate_calculation_columns=False,
+    )
+    return Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
+
+
+def _prior(db: DuckDBPyConnection, spec: IdentitySpec, filled: Mapping[str, int]) -> float:
+    """The probability that two random records match, from the pairs that rules find for certain.
+
+    That is Splink's `estimate_probability_two_random_records_match`, with bounds for tiny data.
+    """
+    records = _count_rows(db, "people")
+    total = records * (records - 1) / 2
+    rules = _usable_rules(spec.prior_rules, filled).values()
+    found = [
+        f"SELECT l.unique_id, r.unique_id FROM people l JOIN people r ON l.unique_id < r.unique_id"
+        f" AND {' AND '.join(f'l.{c} = r.{c}' for c in rule)}"
+        for rule in rules
+    ]
+    pairs = _count_rows(db, f"({' UNION '.join(found)})") if found else 0
+    return _rounded(min(max(pairs / spec.recall, 0.5) / total, 0.5))
+
+
+def _count_rows(db: DuckDBPyConnection, table: str) -> int:
+    return int(db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+def _sample_u(db: DuckDBPyConnection, linker: Any, seed: int) -> None:
+    """Estimate `u` from random pairs; in one thread, for only then the seed decides alone."""
+    threads = db.execute("SELECT current_setting('threads')").fetchall()[0][0]
+    db.execute("SET threads = 1")
+    linker.training.estimate_u_using_random_sampling(max_pairs=RANDOM_PAIRS, seed=seed)
+    db.execute(f"SET threads = {threads}")
+
+
+def _maximise(
+    linker: Any, rules: Mapping[str, tuple[str, ...]]
+) -> dict[tuple[str, ...], float]:
+    """Estimate `m` within each rule; returns the share of matches found among its pairs."""
+    from splink import block_on
+    from splink.internals.exceptions import EMTrainingException
+
+    shares = {}
+    for expressions in rules.values():
+        try:
+            session = linker.training.estimate_parameters_using_expectation_maximisation(
+                block_on(*expressions),
+                estimate_without_term_frequencies=True,
+                max_pairs=TRAINING_PAIRS,
+                record_sample_proportion=1.0,
+            )
+        except EMTrainingException:
+            log.info("identity: no pairs share %s", ", ".join(expressions))
+            continue
+        share = session.core_model_settings.probability_two_random_records_match
+        shares[expressions] = float(share)
+    return shares
+
+
+def _correct_u(
+    db: DuckDBPyConnection, model: dict[str, Any], prior: float, shares: Mapping[str, float]
+) -> None:
+    """Take the true matches out of what random pairs showed, fill what was not seen, and round.
+
+    A random pair agrees with probability `p = prior * m + (1 - prior) * u`. Where expectation
+    maximisation saw all pairs that share a field, it has told the share of matches among them;
+    `u` of an exact agreement then follows from that and from the exact count of these pairs.
+    """
+    everyone = max(_count_pairs(db, ("1",)), 1)
+    for comparison in model["comparisons"]:
+        field = comparison["output_column_name"]
+        levels = _complete(comparison, KINDS[model["kinds"][field]], everyone)
+        for level in levels:
+            p, m = level["u_probability"], level["m_probability"]
+            level["u_probability"] = _rounded(max(p - prior * m, LEAST_U * p) / (1 - prior))
+        if field in shares:
+            agreeing = max(_count_pairs(db, (field,)), 1) / everyone
+            unlike = max(1 - shares[field], LEAST_U)
+            levels[0]["u_probability"] = _rounded(agreeing * unlike / (1 - prior))
+
+
+def _complete(comparison: dict[str, Any], kind: Kind, pairs: int) -> list[dict[str, Any]]:
+    """The levels, with what was never observed filled in and nothing held to be impossible."""
+    levels = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
+    unseen = [x["label_for_charts"] for x in levels if "u_probability" not in x]
+    if unseen:
+        log.info("identity: %s: never observed: %s", comparison["output_column_name"], unseen)
+    for level, known in zip(levels, kind.levels, strict=True):
+        level["m_probability"] = _rounded(max(level.get("m_probability", known.m), LEAST_M))
+        level.setdefault("u_probability", 0.5 / min(pairs, RANDOM_PAIRS))
+    return levels
+
+
+def _rounded(probability: float) -> float:
+    """Six digits: sums over threads differ in later ones from run to run."""
+    return float(f"{probability:.6g}")
+
+
+def _train_household(db: DuckDBPyConnection, model: dict[str, Any]) -> dict[str, Any] | None:
+    """What tells apart those who share surname and postcode; None if there are too few of them.
+
+    Here `u` is learned too: how often two members of a household agree by chance differs from how
+    often two strangers do. TF adjustments are left out, for they know strangers only.
+    """
+    from splink import block_on
+    from splink.internals.exceptions import EMTrainingException
+
+    if _count_pairs(db, ("household",)) < LEAST_HOUSEHOLD_PAIRS:
+        return None
+    comparisons = [
+        _without_terms(c) for c in model["comparisons"]
+        if KINDS[model["kinds"][c["output_column_name"]]].household
+    ]
+    linker = _linker(db, comparisons, {"household": ("household",)}, prior=0.5)
+    try:
+        session = linker.training.estimate_parameters_using_expectation_maximisation(
+            block_on("household"),
+            estimate_without_term_frequencies=True,
+            fix_u_probabilities=False,
+            max_pairs=TRAINING_PAIRS,
+            record_sample_proportion=1.0,
+        )
+    except EMTrainingException:
+        return None
+    share = session.core_model_settings.probability_two_random_records_match
+    trained = linker.misc.save_model_to_json()
+    return {"share": _rounded(share), "comparisons": trained["comparisons"]}
+
+
+def _without_terms(comparison: dict[str, Any]) -> dict[str, Any]:
+    levels = [
+        {k: v for k, v in level.items() if not k.startswith("tf_")}
+        for level in comparison["comparison_levels"]
+    ]
+    return {**comparison, "comparison_levels": levels}
+
+
+# ---- weighing the pairs -------------------------------------------------------------------------
+
+_LOG_ODDS = "log2({0} / (1 - {0}))"
+
+
+def _score(db: DuckDBPyConnection, model: dict[str, Any]) -> None:
+    """Make table `pairs`: one, other (ids), weight (bits), evidence."""
+    if not model:
+        db.execute("CREATE TABLE pairs (one BIGINT, other BIGINT, weight DOUBLE, evidence VARCHAR)")
+        return
+    from splink import DuckDBAPI, Linker
+
+    settings = {k: v for k, v in model.items() if k not in ("kinds", "household")}
+    with _quiet_splink():
+        linker = Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
+        predicted = linker.inference.predict(threshold_match_weight=LEAST_WEIGHT)
+    db.execute(f"""
+        CREATE TABLE pairs AS
+        SELECT unique_id_l AS one, unique_id_r AS other, {_evidence(model)} AS evidence,
+            CASE WHEN {_share_contact(model)} THEN least(match_weight, {_household_weight(model)})
+            ELSE match_weight END AS weight
+        FROM {predicted.physical_name} ORDER BY one, other
+    """)
+
+
+def _levels(model: dict[str, Any], comparison: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
+    """A comparison's levels: Splink's number (the best is highest), as trained, as declared."""
+    trained = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
+    declared = KINDS[model["kinds"][comparison["output_column_name"]]].levels
+    numbers = range(len(trained) - 1, -1, -1)
+    return zip(numbers, trained, declared, strict=True)
+
+
+def _share_contact(model: dict[str, Any]) -> str:
+    """SQL: whether two records share address, phone or e-mail."""
+    shared = [
+        f"gamma_{c['output_column_name']} = {number}"
+        for c in model["comparisons"]
+        for number, _, declared in _levels(model, c)
+        if declared.shared
+    ]
+    return " OR ".join(shared) or "false"
+
+
+def _household_weight(model: dict[str, Any]) -> str:
+    """SQL: the second model's match weight; that of certainty where there is no such model."""
+    household = model["household"]
+    if household is None:
+        return "match_weight"
+    share = household["share"]
+    terms = [f"{math.log2(share / (1 - share)):.6f}"]
+    for comparison in household["comparisons"]:
+        bits = " ".join(
+            f"WHEN {number} THEN {math.log2(x['m_probability'] / x['u_probability']):.6f}"
+            for number, x, _ in _levels(model, comparison)
+        )
+        terms.append(f"CASE gamma_{comparison['output_column_name']} {bits} ELSE 0 END")
+    return " + ".join(terms)
+
+
+def _evidence(model: dict[str, Any]) -> str:
+    """SQL: the levels that the comparisons found, such as 'email: exact, surname: similar'."""
+    said = []
+    for comparison in model["comparisons"]:
+        field = comparison["output_column_name"]
+        cases = " ".join(
+            f"WHEN {number} THEN '{field}: {declared.label}'"
+            for number, _, declared in _levels(model, comparison)
+        )
+        said.append(f"CASE gamma_{field} {cases} END")
+    return f"concat_ws(', ', {', '.join(said)})"
+
+
+# ---- clusters -----------------------------------------------------------------------------------
+
+
+def _clustered(db: DuckDBPyConnection, spec: IdentitySpec, model: dict[str, Any]) -> Linkage:
+    import numpy as np
+
+    records = _count_rows(db, "people")
+    bits = math.log2(spec.threshold / (1 - spec.threshold))
+    pairs = db.execute("SELECT one, other, weight FROM pairs").fetchnumpy()
+    one, other, weight = pairs["one"], pairs["other"], pairs["weight"]
+    label = cluster_pairs(records, one, other, weight, bits)
+    certain = _join_for_certain(db, spec, label)
+    label = certain.label
+    strong = weight >= bits
+    left = np.concatenate([one[strong], certain.one])
+    right = np.concatenate([other[strong], certain.other])
+    probability = 1 / (1 + np.exp2(-weight[strong]))
+    probability = np.concatenate([probability, np.ones(len(certain.one))])
+    confidence = weakest_links(label, left, right, probability)
+    return Linkage(
+        edges=_edges(db, bits),
+        clusters=_clusters(db, label, confidence),
+        model=model,
+    )

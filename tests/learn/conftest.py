@@ -1,0 +1,105 @@
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cdp_ml.config import ModelSpec, Settings
+from cdp_ml.learn.datasets import time_split
+
+AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
+FIRST_FACT = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+
+
+def propensity(**changes) -> ModelSpec:
+    given = {
+        "name": "purchase_30d",
+        "task": "propensity",
+        "description": "Buys within 30 days.",
+        "features": "customer_traits",
+        "snapshots": {"count": 3, "every_days": 30},
+        "estimator": {"n_estimators": 40},
+    }
+    return ModelSpec(**{**given, **changes})
+
+
+def clustering(**changes) -> ModelSpec:
+    given = {
+        "name": "clusters",
+        "task": "clustering",
+        "description": "Groups of customers.",
+        "features": "customer_traits",
+        "inputs": ("days_since_last_order", "orders_365d", "spend_365d"),
+        "estimator": {"max_clusters": 4},
+    }
+    return ModelSpec(**{**given, **changes})
+
+
+def split_of(spec):
+    return time_split(spec, AS_OF, FIRST_FACT)
+
+
+def customers_at(instant, rows=400, seed=0, learnable=True) -> pa.Table:
+    """Customers whose outcome depends on an interaction that no single rank or line can see."""
+    random = np.random.default_rng([seed, int(instant.timestamp())])
+    days, orders = random.integers(0, 180, rows), random.poisson(3, rows)
+    visits = random.normal(size=rows)
+    logit = np.where(visits * (orders - 3) > 0, 2.0, -2.0) - days / 180
+    chance = 1 / (1 + np.exp(-logit)) if learnable else np.full(rows, 0.4)
+    return pa.table(
+        {
+            "customer_id": [f"c{i}" for i in range(rows)],
+            "event_timestamp": pa.array([instant] * rows, pa.timestamp("us", "UTC")),
+            "days_since_last_order": days,
+            "orders_365d": orders,
+            "visits_30d": visits,
+            "spend_365d": orders * 20.0 + random.normal(size=rows),
+            "never_filled": pa.nulls(rows, pa.float64()),
+            "always_the_same": pa.array([1.0] * rows),
+            "label": (random.random(rows) < chance).astype(float),
+        }
+    )
+
+
+def training_frame(spec, **how) -> pa.Table:
+    return pa.concat_tables([customers_at(t, **how) for t in split_of(spec).instants])
+
+
+def three_kinds_of_customers(rows=300) -> pa.Table:
+    """Three well separated groups: frequent buyers, occasional ones, and those long gone."""
+    random = np.random.default_rng(1)
+    group = np.arange(rows) % 3
+    days = np.array([10, 60, 300])[group] * random.lognormal(0, 0.2, rows)
+    orders = np.array([20, 5, 1])[group] + random.integers(0, 2, rows)
+    spend = np.array([900, 150, 20])[group] * random.lognormal(0, 0.2, rows)
+    return pa.table(
+        {
+            "customer_id": [f"c{i}" for i in range(rows)],
+            "event_timestamp": pa.array([AS_OF] * rows, pa.timestamp("us", "UTC")),
+            "days_since_last_order": days,
+            "orders_365d": orders,
+            "spend_365d": spend,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Settings:
+    """A workspace whose MLflow store is made once for all tests."""
+    return Settings(home=tmp_path_factory.mktemp("workspace"), sources={})
+
+
+@pytest.fixture(scope="session")
+def trained():
+    from cdp_ml.learn.training import train
+
+    spec = propensity()
+    return train(spec, training_frame(spec), split_of(spec))
+
+
+@pytest.fixture(scope="session")
+def trained_clusters():
+    from cdp_ml.learn.training import train
+
+    spec = clustering()
+    return train(spec, three_kinds_of_customers(), split_of(spec))
