@@ -252,7 +252,7 @@ class ModelSpec(Spec):
 
 
 class Comparison(Spec):
-    """How a field of two records is compared; the kinds are those of `cdp_ml.identity.linkage`."""
+    """How a field of two records is compared; kinds as in `cdp_ml.identity.comparisons.KINDS`."""
 
     field: str
     kind: str
@@ -265,6 +265,7 @@ class IdentitySpec(Spec):
     comparisons: tuple[Comparison, ...]
     blocking_rules: tuple[str, ...]
     training_rules: tuple[str, ...]
+    prior_rules: tuple[str, ...]
     deterministic: tuple[str, ...] = ()
     max_group: PositiveInt = 8
     threshold: Share = 0.95

@@ -132,10 +132,9 @@ def score(online: Online, customer_id: str, model: str, reasons: bool = True) ->
         NotPromotedError: if the model has no champion.
     """
     champion = _champion(online, model)
-    _known(online, customer_id)
+    in_population = _is_scored(online, customer_id, model)
     frame = _features(online, customer_id, model)
     value = float(champion.predict(frame)[0])
-    batch = "SELECT 1 FROM scores WHERE customer_id = ? AND model = ?"
     return {
         "customer_id": customer_id,
         "model": model,
@@ -144,7 +143,7 @@ def score(online: Online, customer_id: str, model: str, reasons: bool = True) ->
         "score": value,
         "percentile": _percentile(online.ranks.get(model), value),
         "cluster": str(champion.assign(frame)[0]) if champion.clusters else None,
-        "in_population": bool(_rows(online, batch, [customer_id, model])),
+        "in_population": in_population,
         "reasons": _reasons(online, champion, frame) if reasons else [],
     }
 
@@ -160,7 +159,7 @@ def profile(online: Online, customer_id: str) -> dict[str, Any]:
     Raises:
         UnknownCustomerError: if the run has no such customer.
     """
-    row = _known(online, customer_id)
+    row = _customer(online, customer_id)
     rest = ("records", "identity_confidence", "first_seen_at", "last_seen_at")
     return {
         "customer_id": customer_id,
@@ -181,7 +180,7 @@ def segments(online: Online, customer_id: str) -> list[dict[str, Any]]:
     Raises:
         UnknownCustomerError: if the run has no such customer.
     """
-    _known(online, customer_id)
+    _customer(online, customer_id, "customer_id")
     query = "SELECT segment, entered_at FROM segments WHERE customer_id = ? ORDER BY segment"
     return _rows(online, query, [customer_id])
 
@@ -417,9 +416,16 @@ def _champion(online: Online, model: str) -> Predictor:
     return online.champions[model]
 
 
-def _known(online: Online, customer_id: str) -> dict[str, Any]:
-    """The customer's row of `customers`."""
-    found = _rows(online, "SELECT * FROM customers WHERE customer_id = ?", [customer_id])
+def _is_scored(online: Online, customer_id: str, model: str) -> bool:
+    """Whether the run's batch scored the customer."""
+    scored = "EXISTS (FROM scores WHERE customer_id = $1 AND model = $2) AS scored"
+    return bool(_customer(online, customer_id, scored, model)["scored"])
+
+
+def _customer(online: Online, customer_id: str, columns: str = "*", *values: str) -> dict[str, Any]:
+    """Columns of the customer's row of `customers`; $1 is the customer, $2 the first value."""
+    query = f"SELECT {columns} FROM customers WHERE customer_id = $1"
+    found = _rows(online, query, [customer_id, *values])
     if not found:
         raise UnknownCustomerError(
             f"no customer with this id in run {online.run_id}; ids may change when records are "

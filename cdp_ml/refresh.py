@@ -36,6 +36,7 @@ from cdp_ml.workspace import (
     build_traits_at,
     eligible_features,
     instants_of,
+    online_path,
     people_at,
     training_frame,
 )
@@ -404,14 +405,13 @@ def _features(run: Run) -> Report:
     from cdp_ml.feast_stores import apply, materialize, open_store
 
     number = _published_number(run) + 1
-    folder = run.settings.data / "online"
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob("partial.db*"):
+    path = online_path(run.settings, number)
+    path.parent.mkdir(exist_ok=True)
+    for leftover in path.parent.glob(f"{path.name}*"):
         leftover.unlink()
-    store = open_store(run.settings, run.lake.versions, folder / "partial.db")
+    store = open_store(run.settings, run.lake.versions, path)
     apply(store)
     rows = materialize(store, run.as_of)
-    os.replace(folder / "partial.db", folder / f"{number}.db")
     run.lake.versions["online_store"] = number
     return {"metrics": {"online_store": {"rows": rows}}}
 
@@ -541,8 +541,8 @@ def _consenting(run: Run, members: list[Table]) -> Table:
     from cdp_ml.privacy.consent import consented_customers
     from cdp_ml.segments import keep_consenting
 
-    cuts = {n: cut for spec in run.models.values() for n, cut in spec.segments.items()}
-    purposes = {n: s.consent for n, s in {**run.settings.segments, **cuts}.items() if s.consent}
+    declared = [run.settings.segments, *(spec.segments for spec in run.models.values())]
+    purposes = {n: s.consent for group in declared for n, s in group.items() if s.consent}
     consents, crosswalk = run.read("consents"), run.read("crosswalk")
     allowed = {
         purpose: consented_customers(consents, crosswalk, purpose, run.as_of)

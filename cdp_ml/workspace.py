@@ -184,7 +184,7 @@ def _traits_at(
     # Each is used by many traits: computed once here rather than once a trait.
     held = {n: con.create_table(f"_{n}", t, temp=True, overwrite=True) for n, t in tables.items()}
     traits = traits_as_of(**held, products=lake.read("products", con), as_of=as_of)
-    return {f"traits_{group}": con.to_pyarrow(table) for group, table in traits.items()}
+    return {name: con.to_pyarrow(table) for name, table in traits.items()}
 
 
 def _keyed(lake: Lake, con: SQLBackend, facts: str, as_of: datetime) -> Table:
@@ -206,6 +206,11 @@ def people_at(lake: Lake, con: SQLBackend, as_of: datetime) -> Table:
     return people.drop("event_timestamp")
 
 
+def online_path(settings: Settings, number: int) -> Path:
+    """The file of the online store, and feature registry, of a run."""
+    return settings.data / "online" / f"{number}.db"
+
+
 def eligible_features(
     settings: Settings,
     lake: Lake,
@@ -223,7 +228,7 @@ def eligible_features(
 
     spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
     spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
-    store = open_store(settings, lake.versions, settings.data / "online" / "partial.db")
+    store = open_store(settings, lake.versions, online_path(settings, lake.versions["online_store"]))
     frame = training_features(store, spec.features, spine)
     held = con.create_table("_features", frame, temp=True, overwrite=True)
     chosen = eligible(con, held, spec)

@@ -121,6 +121,12 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def _configure_logging() -> None:
+    """Write our messages into BentoML's log, and refused requests without a traceback."""
+    logging.getLogger("cdp_ml").parent = logging.getLogger("bentoml")
+    logging.getLogger("bentoml._internal.server.http_app").addFilter(_without_traceback)
+
+
 class Documented(Service):
     """A BentoML service whose OpenAPI page tells of itself and of the errors that it gives."""
 
@@ -154,6 +160,7 @@ class CdpService:
     """
 
     def __init__(self) -> None:
+        _configure_logging()
         self.latest = online.Latest(load_settings(environment_home()))
         self.latest.watch()
 
@@ -196,5 +203,3 @@ class CdpService:
 
 
 CdpService.add_asgi_middleware(Manners)
-logging.getLogger("bentoml._internal.server.http_app").addFilter(_without_traceback)
-logging.getLogger("cdp_ml").parent = logging.getLogger("bentoml")  # into the service's own log

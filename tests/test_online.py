@@ -4,16 +4,15 @@ import socket
 import threading
 
 import pytest
-from published import AS_OF, CUSTOMERS, SCORED, fill_online_store, make_workspace, traits
+from published import AS_OF, SCORED, fill_online_store, make_workspace, traits
 
 from cdp_ml import online
 from cdp_ml.errors import ConfigError, NotPromotedError
-from cdp_ml.learn.registry import load_model
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    made = make_workspace(tmp_path_factory.mktemp("online"))
+    made = make_workspace(tmp_path_factory.mktemp("online") / "ws")
     made.publish()
     return made
 
@@ -98,8 +97,8 @@ def test_a_model_without_champion_does_not_score(run):
 def test_a_profile_holds_what_is_known_with_its_source(run):
     answer = online.profile(run, "c3")
     assert answer["fields"] == {
-        "given_name": {"value": "ada", "source": "shop"},
-        "email": {"value": "ada3@example.org", "source": "crm"},
+        "given_name": {"value": "zuzana", "source": "shop"},
+        "email": {"value": "zuzana3@example.org", "source": "crm"},
         "birth_date": {"value": dt.date(1980, 2, 29), "source": "crm"},
     }
     assert (answer["records"], answer["sources"]) == (2, ["crm", "shop"])
@@ -179,7 +178,7 @@ def test_a_service_that_cannot_start_shows_its_log_and_leaves_nothing_behind(tmp
 
     before = children()
     with (
-        pytest.raises(CdpError, match="the service ended; the end of its log:(.|\n)*absent"),
+        pytest.raises(CdpError, match=r"the service ended; the end of its log:(.|\n)*absent"),
         online.running_service(load_settings(home)),
     ):
         pass

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
 from cdp_ml.errors import LinkageError, nearest
-from cdp_ml.identity.clustering import cluster_pairs, weakest_links
+from cdp_ml.identity.clustering import cluster_pairs, components, weakest_links
 from cdp_ml.identity.comparisons import KINDS, Kind, splink_comparison, usable
+from cdp_ml.identity.households import household_bits, train_household
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +48,7 @@ LEAST_M = 0.001
 """No disagreement is impossible where people type."""
 LEAST_U = 0.05
 """What remains at least of an observed `u`, however many of the agreements are true matches."""
-LEAST_HOUSEHOLD_PAIRS = 200
-LEAST_WEIGHT = -20.0
+LEAST_WEIGHT = -30.0
 """Pairs below this match weight (bits) are not kept."""
 
 _NODES = f"""
@@ -139,7 +139,7 @@ def link(
     rules = _usable_rules(spec.blocking_rules, filled)
     _check_pair_counts(db, rules, spec.max_pairs)
     model = _train(db, spec, kinds, rules, filled) if kinds and rules else {}
-    _score(db, model)
+    _score(db, spec, model)
     return _clustered(db, spec, model)
 
 
@@ -256,8 +256,10 @@ def _train(
         shares = _maximise(linker, training)
         model = linker.misc.save_model_to_json()
         model["kinds"] = {c.field: c.kind for c in spec.comparisons if c.field in kinds}
-        _correct_u(db, model, prior, {k[0]: s for k, s in shares.items() if len(k) == 1})
-        model["household"] = _train_household(db, model) if spec.household else None
+        singles = {k[0]: share for k, share in shares.items() if len(k) == 1}
+        prior = _prior_by_training(db, model, singles, filled) or prior
+        model["probability_two_random_records_match"] = prior
+        _correct_u(db, model, prior, singles)
     return model
 
 
@@ -289,6 +291,8 @@ def _linker(
         probability_two_random_records_match=prior,
         retain_matching_columns=False,
         retain_intermediate_calculation_columns=False,
+        additional_columns_to_retain=["household"],
+        linker_uid="cdp",
     )
     return Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
 
@@ -322,9 +326,7 @@ def _sample_u(db: DuckDBPyConnection, linker: Any, seed: int) -> None:
     db.execute(f"SET threads = {threads}")
 
 
-def _maximise(
-    linker: Any, rules: Mapping[str, tuple[str, ...]]
-) -> dict[tuple[str, ...], float]:
+def _maximise(linker: Any, rules: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], float]:
     """Estimate `m` within each rule; returns the share of matches found among its pairs."""
     from splink import block_on
     from splink.internals.exceptions import EMTrainingException
@@ -341,9 +343,41 @@ def _maximise(
         except EMTrainingException:
             log.info("identity: no pairs share %s", ", ".join(expressions))
             continue
+        except ValueError:  # a parameter has underflown: what was learned elsewhere has to do
+            log.warning("identity: training on %s did not converge", ", ".join(expressions))
+            continue
         share = session.core_model_settings.probability_two_random_records_match
         shares[expressions] = float(share)
     return shares
+
+
+def _prior_by_training(
+    db: DuckDBPyConnection,
+    model: dict[str, Any],
+    shares: Mapping[str, float],
+    filled: Mapping[str, int],
+) -> float | None:
+    """The prior as the training sees it; None if no training rule is a comparison's field alone.
+
+    Of all matches, those whose records both have the field (`filled`) and agree on it (`m`) are
+    the share of matches found among the pairs that agree on it; the median of such fields counts.
+    """
+    from statistics import median
+
+    everyone = _count_pairs(db, ("true",))
+    records = _count_rows(db, "people")
+    found = [
+        shares[field] * _count_pairs(db, (field,)) / (m * (filled[field] / records) ** 2 * everyone)
+        for field, m in _trained_exact(model).items()
+        if field in shares
+    ]
+    return _rounded(min(max(median(found), 0.5 / everyone), 0.5)) if found else None
+
+
+def _trained_exact(model: dict[str, Any]) -> dict[str, float]:
+    """The trained `m` of exact agreement, by field."""
+    best = {c["output_column_name"]: c["comparison_levels"][1] for c in model["comparisons"]}
+    return {f: x["m_probability"] for f, x in best.items() if "m_probability" in x}
 
 
 def _correct_u(
@@ -355,7 +389,7 @@ def _correct_u(
     maximisation saw all pairs that share a field, it has told the share of matches among them;
     `u` of an exact agreement then follows from that and from the exact count of these pairs.
     """
-    everyone = max(_count_pairs(db, ("1",)), 1)
+    everyone = max(_count_pairs(db, ("true",)), 1)
     for comparison in model["comparisons"]:
         field = comparison["output_column_name"]
         levels = _complete(comparison, KINDS[model["kinds"][field]], everyone)
@@ -385,68 +419,57 @@ def _rounded(probability: float) -> float:
     return float(f"{probability:.6g}")
 
 
-def _train_household(db: DuckDBPyConnection, model: dict[str, Any]) -> dict[str, Any] | None:
-    """What tells apart those who share surname and postcode; None if there are too few of them.
-
-    Here `u` is learned too: how often two members of a household agree by chance differs from how
-    often two strangers do. TF adjustments are left out, for they know strangers only.
-    """
-    from splink import block_on
-    from splink.internals.exceptions import EMTrainingException
-
-    if _count_pairs(db, ("household",)) < LEAST_HOUSEHOLD_PAIRS:
-        return None
-    comparisons = [
-        _without_terms(c) for c in model["comparisons"]
-        if KINDS[model["kinds"][c["output_column_name"]]].household
-    ]
-    linker = _linker(db, comparisons, {"household": ("household",)}, prior=0.5)
-    try:
-        session = linker.training.estimate_parameters_using_expectation_maximisation(
-            block_on("household"),
-            estimate_without_term_frequencies=True,
-            fix_u_probabilities=False,
-            max_pairs=TRAINING_PAIRS,
-            record_sample_proportion=1.0,
-        )
-    except EMTrainingException:
-        return None
-    share = session.core_model_settings.probability_two_random_records_match
-    trained = linker.misc.save_model_to_json()
-    return {"share": _rounded(share), "comparisons": trained["comparisons"]}
-
-
-def _without_terms(comparison: dict[str, Any]) -> dict[str, Any]:
-    levels = [
-        {k: v for k, v in level.items() if not k.startswith("tf_")}
-        for level in comparison["comparison_levels"]
-    ]
-    return {**comparison, "comparison_levels": levels}
-
-
 # ---- weighing the pairs -------------------------------------------------------------------------
 
-_LOG_ODDS = "log2({0} / (1 - {0}))"
 
-
-def _score(db: DuckDBPyConnection, model: dict[str, Any]) -> None:
-    """Make table `pairs`: one, other (ids), weight (bits), evidence."""
+def _score(db: DuckDBPyConnection, spec: IdentitySpec, model: dict[str, Any]) -> None:
+    """Make table `pairs`: one, other (ids), weight (bits), evidence. Trains the second model."""
     if not model:
         db.execute("CREATE TABLE pairs (one BIGINT, other BIGINT, weight DOUBLE, evidence VARCHAR)")
         return
-    from splink import DuckDBAPI, Linker
-
-    settings = {k: v for k, v in model.items() if k not in ("kinds", "household")}
-    with _quiet_splink():
-        linker = Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
-        predicted = linker.inference.predict(threshold_match_weight=LEAST_WEIGHT)
+    predicted = _predict(db, model)
+    model["household"] = _household(db, model, predicted) if spec.household else None
     db.execute(f"""
         CREATE TABLE pairs AS
         SELECT unique_id_l AS one, unique_id_r AS other, {_evidence(model)} AS evidence,
             CASE WHEN {_share_contact(model)} THEN least(match_weight, {_household_weight(model)})
             ELSE match_weight END AS weight
-        FROM {predicted.physical_name} ORDER BY one, other
+        FROM {predicted} ORDER BY one, other
     """)
+
+
+def _predict(db: DuckDBPyConnection, model: dict[str, Any]) -> str:
+    """Weigh the blocked pairs with the first model; returns the name of Splink's table."""
+    from splink import DuckDBAPI, Linker
+
+    settings = {k: v for k, v in model.items() if k != "kinds"}
+    settings["retain_matching_columns"] = True  # without them Splink drops the levels found
+    with _quiet_splink():
+        linker = Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
+        predicted = linker.inference.predict(threshold_match_weight=LEAST_WEIGHT)
+    return str(predicted.physical_name)
+
+
+def _household(db: DuckDBPyConnection, model: dict[str, Any], predicted: str) -> Any:
+    """The second model, from the patterns of agreement among those of one surname and postcode."""
+    trained = {c["output_column_name"]: [*_levels(model, c)] for c in model["comparisons"]}
+    fields = [f for f in trained if KINDS[model["kinds"][f]].household]
+    if not fields:
+        return None
+    top = {f: trained[f][0][0] for f in fields}
+    asked = [f"CASE WHEN gamma_{f} < 0 THEN -1 ELSE {top[f]} - gamma_{f} END AS {f}" for f in top]
+    found = db.execute(f"""
+        SELECT {", ".join(asked)}, count(*) AS pairs FROM {predicted}
+        WHERE household_l = household_r GROUP BY ALL ORDER BY ALL
+    """).fetchnumpy()
+    start = {
+        f: (
+            [x["m_probability"] for _, x, _ in trained[f]],
+            [x["u_probability"] for _, x, _ in trained[f]],
+        )
+        for f in fields
+    }
+    return train_household({f: found[f] for f in fields}, found["pairs"], start)
 
 
 def _levels(model: dict[str, Any], comparison: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
@@ -469,18 +492,15 @@ def _share_contact(model: dict[str, Any]) -> str:
 
 
 def _household_weight(model: dict[str, Any]) -> str:
-    """SQL: the second model's match weight; that of certainty where there is no such model."""
-    household = model["household"]
-    if household is None:
+    """SQL: the second model's match weight; the first one's where there is no second."""
+    if model["household"] is None:
         return "match_weight"
-    share = household["share"]
-    terms = [f"{math.log2(share / (1 - share)):.6f}"]
-    for comparison in household["comparisons"]:
-        bits = " ".join(
-            f"WHEN {number} THEN {math.log2(x['m_probability'] / x['u_probability']):.6f}"
-            for number, x, _ in _levels(model, comparison)
-        )
-        terms.append(f"CASE gamma_{comparison['output_column_name']} {bits} ELSE 0 END")
+    home, fields = household_bits(model["household"])
+    terms = [f"{home:.6f}"]
+    for field, bits in fields.items():
+        numbered = zip(range(len(bits) - 1, -1, -1), bits, strict=True)
+        cases = " ".join(f"WHEN {number} THEN {weight:.6f}" for number, weight in numbered)
+        terms.append(f"CASE gamma_{field} {cases} ELSE 0 END")
     return " + ".join(terms)
 
 
@@ -500,24 +520,90 @@ def _evidence(model: dict[str, Any]) -> str:
 # ---- clusters -----------------------------------------------------------------------------------
 
 
-def _clustered(db: DuckDBPyConnection, spec: IdentitySpec, model: dict[str, Any]) -> Linkage:
-    import numpy as np
+_CERTAIN = """
+CREATE TABLE certain AS
+WITH bearers AS (
+    SELECT DISTINCT identifier_type, identifier, unique_id
+    FROM identifiers JOIN people USING (source, source_record_id)
+    WHERE list_contains($types, identifier_type)
+       OR (list_contains($types, '*') AND identifier_type IN (SELECT source FROM people))
+), grouped AS (
+    SELECT *, min(unique_id) OVER same AS one, count(*) OVER same AS bearers
+    FROM bearers WINDOW same AS (PARTITION BY identifier_type, identifier)
+)
+SELECT one, unique_id AS other, min(identifier_type) AS identifier_type
+FROM grouped WHERE bearers BETWEEN 2 AND $most AND one <> unique_id
+GROUP BY ALL ORDER BY ALL
+"""
+_EDGES = """
+WITH found AS (
+    SELECT coalesce(c.one, p.one) AS one, coalesce(c.other, p.other) AS other, weight,
+        'same ' || identifier_type || ' identifier' AS certainly, evidence
+    FROM (SELECT * FROM pairs WHERE weight >= $bits) p FULL JOIN certain c USING (one, other)
+)
+SELECT l.record AS record_l, r.record AS record_r,
+    CASE WHEN certainly IS NULL THEN 'probabilistic' ELSE 'deterministic' END AS kind,
+    weight AS match_weight,
+    CASE WHEN certainly IS NULL THEN 1 / (1 + pow(2, -weight)) ELSE 1 END AS match_probability,
+    concat_ws('; ', certainly, nullif(evidence, '')) AS evidence
+FROM found JOIN people l ON one = l.unique_id JOIN people r ON other = r.unique_id
+ORDER BY one, other
+"""
+_CLUSTERS = """
+SELECT source, source_record_id, cluster, confidence
+FROM people JOIN clustered USING (unique_id) ORDER BY unique_id
+"""
 
-    records = _count_rows(db, "people")
+
+def _clustered(db: DuckDBPyConnection, spec: IdentitySpec, model: dict[str, Any]) -> Linkage:
     bits = math.log2(spec.threshold / (1 - spec.threshold))
     pairs = db.execute("SELECT one, other, weight FROM pairs").fetchnumpy()
     one, other, weight = pairs["one"], pairs["other"], pairs["weight"]
-    label = cluster_pairs(records, one, other, weight, bits)
-    certain = _join_for_certain(db, spec, label)
-    label = certain.label
-    strong = weight >= bits
-    left = np.concatenate([one[strong], certain.one])
-    right = np.concatenate([other[strong], certain.other])
-    probability = 1 / (1 + np.exp2(-weight[strong]))
-    probability = np.concatenate([probability, np.ones(len(certain.one))])
-    confidence = weakest_links(label, left, right, probability)
-    return Linkage(
-        edges=_edges(db, bits),
-        clusters=_clusters(db, label, confidence),
-        model=model,
-    )
+    label = cluster_pairs(_count_rows(db, "people"), one, other, weight, bits)
+    db.execute(_CERTAIN, {"types": list(spec.deterministic), "most": spec.max_group})
+    label = _join_clusters(db, label, spec.max_group)
+    db.register("clustered", _with_confidence(db, label, bits))
+    edges = db.sql(_EDGES, params={"bits": bits}).to_arrow_table()
+    return Linkage(_as_contract(edges), db.sql(_CLUSTERS).to_arrow_table(), model)
+
+
+def _as_contract(edges: pa.Table) -> pa.Table:
+    from cdp_ml.contracts import arrow_schema
+
+    schema = arrow_schema("edges")
+    return edges.select(schema.names).cast(schema)
+
+
+def _join_clusters(
+    db: DuckDBPyConnection, label: npt.NDArray[np.int64], most: int
+) -> npt.NDArray[np.int64]:
+    """Merge the clusters that a deterministic identifier joins.
+
+    Only now, and at most `most` into one: identifiers that went into the clustering itself would
+    chain whole households and more.
+    """
+    import numpy as np
+
+    certain = db.execute("SELECT one, other FROM certain").fetchnumpy()
+    one, other = label[certain["one"]], label[certain["other"]]
+    clusters = int(label.max(initial=-1)) + 1
+    joined = components(clusters, one, other, np.ones(len(one)), 0.0)
+    many = np.bincount(joined, minlength=clusters)[joined] > most
+    if many.any():
+        log.warning("identity: %d clusters not joined: more than max_group (%d)", many.sum(), most)
+    joined = np.where(many, clusters + np.arange(clusters), joined)
+    return np.unique(joined[label], return_inverse=True)[1].astype(np.int64)
+
+
+def _with_confidence(db: DuckDBPyConnection, label: npt.NDArray[np.int64], bits: float) -> pa.Table:
+    """unique_id, cluster, confidence."""
+    import numpy as np
+    import pyarrow as pa
+
+    asked = f"""SELECT one, other, 1 / (1 + pow(2, -weight)) AS probability FROM pairs
+        WHERE weight >= {bits} AND (one, other) NOT IN (SELECT (one, other) FROM certain)
+        UNION ALL SELECT one, other, 1.0 FROM certain ORDER BY one, other"""
+    links = db.execute(asked).fetchnumpy()
+    confidence = weakest_links(label, links["one"], links["other"], links["probability"])
+    columns = {"unique_id": np.arange(len(label)), "cluster": label}
+    return pa.table({**columns, "confidence": confidence[label]})

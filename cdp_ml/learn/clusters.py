@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdp_ml.errors import ConfigError, NotPromotedError, nearest
+from cdp_ml.learn.estimators import limited_threads
 from cdp_ml.learn.evaluate import Estimate
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "seed": 1,
 }
 SAMPLE = 5_000
-REFITS = 10
+REFITS = 20
 FEWEST = 100
 """Fewer customers than this, and clusters are chance."""
 
@@ -84,9 +85,9 @@ def fit_clusters(
         )
     random = np.random.default_rng(int(params["seed"]))
     sample = x if len(x) <= SAMPLE else x[random.choice(len(x), SAMPLE, replace=False)]
-    found = tuple(
-        _candidate(x, sample, k, random) for k in range(int(params["min_clusters"]), largest + 1)
-    )
+    tried = range(int(params["min_clusters"]), largest + 1)
+    with limited_threads(x):
+        found = tuple(_candidate(x, sample, k, random) for k in tried)
     good = [c for c in found if qualifies(c, params)]
     if good:
         return max(good, key=lambda c: c.silhouette), found
@@ -134,13 +135,14 @@ def name_clusters(pipeline: Pipeline, inputs: tuple[str, ...]) -> tuple[str, ...
     centers = pipeline[-1].cluster_centers_
     order = np.argsort(-np.abs(centers), axis=1, kind="stable")
     phrases = [_phrases(center, by, inputs) for center, by in zip(centers, order, strict=True)]
-    names = [_join(p[:2]) for p in phrases]
+    said = [p[:2] for p in phrases]
     for length in range(3, len(inputs) + 1):
-        names = [
-            _join(p[:length]) if names.count(name) > 1 else name
-            for name, p in zip(names, phrases, strict=True)
+        words = [frozenset(s) for s in said]
+        said = [
+            p[:length] if words.count(frozenset(s)) > 1 else s
+            for s, p in zip(said, phrases, strict=True)
         ]
-    return _numbered(names)
+    return _numbered([", ".join(sorted(s, key=_rank)) or "average" for s in said])
 
 
 def profile_table(
@@ -205,7 +207,7 @@ def _stability(
 
     n = len(transformed)
     resamples = (transformed[random.integers(0, n, n)] for _ in range(REFITS))
-    refits = (KMeans(k, n_init=3, random_state=1).fit(sample) for sample in resamples)
+    refits = (KMeans(k, n_init=5, random_state=1).fit(sample) for sample in resamples)
     agreed = [adjusted_rand_score(assigned, refit.predict(transformed)) for refit in refits]
     low, high = np.quantile(agreed, [0.025, 0.975])
     return Estimate(float(np.mean(agreed)), float(low), float(high))
@@ -220,7 +222,7 @@ def _pipeline(k: int) -> Pipeline:
     return make_pipeline(
         SimpleImputer(strategy="median"),
         PowerTransformer(method="yeo-johnson", standardize=True),
-        KMeans(k, n_init=5, random_state=1),
+        KMeans(k, n_init=10, random_state=1),
     )
 
 
@@ -237,8 +239,10 @@ def _phrase(trait: str, high: bool) -> str:
     return f"{'high' if high else 'low'} {trait}"
 
 
-def _join(phrases: list[str]) -> str:
-    return ", ".join(phrases) or "average"
+def _rank(phrase: str) -> tuple[int, str]:
+    """Where a phrase stands in a name: as in `_WORDS`, so that the same words are one name."""
+    known = [word for words in _WORDS.values() for word in words]
+    return (known.index(phrase) if phrase in known else len(known), phrase)
 
 
 def _numbered(names: list[str]) -> tuple[str, ...]:

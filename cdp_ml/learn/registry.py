@@ -21,7 +21,6 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cdp_ml
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.report import model_card, parameters, write_report
 from cdp_ml.learn.score import Predictor
@@ -210,7 +209,7 @@ def _tags(trained: Trained, versions: Mapping[str, int], run_id: str) -> dict[st
         "mlflow.source.type": "JOB",
         "mlflow.user": "cdp-ml",
         **({"mlflow.source.git.commit": commit} if commit else {}),
-        "cdp_ml.version": cdp_ml.__version__,
+        "cdp_ml.version": installed("cdp-ml"),
         "cdp_ml.run_id": run_id,
         "cdp_ml.specification": trained.spec.fingerprint(),
         "cdp_ml.table_versions": json.dumps(dict(versions), sort_keys=True),
@@ -291,7 +290,7 @@ def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, 
 
 def _commit() -> str | None:
     """The commit of the code, if it runs from a checkout of its own."""
-    root = Path(cdp_ml.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

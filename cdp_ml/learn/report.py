@@ -142,9 +142,7 @@ def _draw_gain(axes: Axes, trained: Trained) -> None:
 def _draw_scores(axes: Axes, trained: Trained) -> None:
     score, y = trained.scores["model"], trained.outcomes
     for outcome, label, color in ((0, "without the outcome", _GREY), (1, "with it", _BLUE)):
-        axes.hist(
-            score[y == outcome], bins=30, range=(0, 1), color=color, alpha=0.6, label=label
-        )
+        axes.hist(score[y == outcome], bins=30, range=(0, 1), color=color, alpha=0.6, label=label)
     axes.set(title="Scores of the test customers", xlabel="Score", ylabel="Customers")
 
 
@@ -167,10 +165,17 @@ def _profiles_figure(trained: Trained) -> Figure:
     axes.set_xticks(range(len(predictor.features)), predictor.features, rotation=30, ha="right")
     axes.set_yticks(range(len(predictor.clusters)), predictor.clusters)
     for (row, column), value in _cells(centers):
-        axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8)
+        axes.text(
+            column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=_ink(value)
+        )
     figure.colorbar(image, label="standard deviations from the mean")
     axes.set_title("Clusters")
     return figure
+
+
+def _ink(value: float) -> str:
+    """White on the dark ends of the color scale."""
+    return "white" if abs(value) > 1.2 else "black"
 
 
 def _cells(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,17 +51,20 @@ class Predictor:
             ContractError: if a feature is missing.
         """
         x = matrix(frame, self.features)
+        scores: np.ndarray
         if self.task == "clustering":
-            return self.model.transform(x).min(axis=1)
-        return self.model.predict(x, num_threads=_threads(x))
+            scores = self.model.transform(x).min(axis=1)
+        else:
+            scores = self.model.predict(x, num_threads=_threads(x))
+        return scores
 
     def assign(self, frame: pa.Table | Mapping[str, Any]) -> np.ndarray:
         """The name of each row's cluster; for clustering models only."""
         import numpy as np
 
-        return np.array(self.clusters, dtype=object)[
-            self.model.predict(matrix(frame, self.features))
-        ]
+        number = self.model.predict(matrix(frame, self.features))
+        names: np.ndarray = np.array(self.clusters, dtype=object)[number]
+        return names
 
     def reasons(self, frame: pa.Table | Mapping[str, Any], top: int = 3) -> list[list[Reason]]:
         """The features that move each row's score most, by LightGBM's own Shapley values.
@@ -109,15 +113,15 @@ def score_customers(predictor: Predictor, features: pa.Table, as_of: datetime) -
     if not predictor.version:
         raise CdpError(f"model '{predictor.name}' is not registered; log its run first")
     rows, schema = features.num_rows, arrow_schema("scores")
-    scores = predictor.predict(features) if rows else []
+    scores = pa.array(predictor.predict(features) if rows else [], pa.float64())
     clusters = predictor.assign(features) if rows and predictor.clusters else [None] * rows
     columns = {
         "model": pa.repeat(pa.scalar(predictor.name), rows),
         "model_version": pa.repeat(pa.scalar(predictor.version, pa.int64()), rows),
         "customer_id": features["customer_id"].cast(pa.string()),
         "as_of": pa.repeat(pa.scalar(as_of, pa.timestamp("us", "UTC")), rows),
-        "score": pa.array(scores, pa.float64()),
-        "percentile": _percentiles(pa.array(scores, pa.float64())),
+        "score": scores,
+        "percentile": _percentiles(scores),
         "cluster": pa.array(clusters, pa.string()),
     }
     return pa.table(columns, schema=schema)
@@ -139,5 +143,5 @@ def _known(value: float) -> float | None:
 
 
 def _threads(x: np.ndarray) -> int:
-    """One thread for a few rows: starting more costs more than it gains."""
-    return 1 if len(x) < 1_000 else 2
+    """One thread for a few rows, all cores for many: starting more costs more than it gains."""
+    return 1 if len(x) < 10_000 else os.cpu_count() or 1

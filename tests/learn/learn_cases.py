@@ -1,11 +1,12 @@
 import datetime as dt
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from cdp_ml.config import ModelSpec, Settings
+from cdp_ml.config import ModelSpec
 from cdp_ml.learn.datasets import time_split
+from cdp_ml.learn.training import Trained, train
 
 AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
 FIRST_FACT = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
@@ -83,23 +84,15 @@ def three_kinds_of_customers(rows=300) -> pa.Table:
     )
 
 
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Settings:
-    """A workspace whose MLflow store is made once for all tests."""
-    return Settings(home=tmp_path_factory.mktemp("workspace"), sources={})
-
-
-@pytest.fixture(scope="session")
-def trained():
-    from cdp_ml.learn.training import train
-
+@cache
+def fitted() -> Trained:
+    """A propensity that learns the interaction; fitted once for all tests."""
     spec = propensity()
     return train(spec, training_frame(spec), split_of(spec))
 
 
-@pytest.fixture(scope="session")
-def trained_clusters():
-    from cdp_ml.learn.training import train
-
+@cache
+def fitted_clusters() -> Trained:
+    """The three groups, found; fitted once for all tests."""
     spec = clustering()
     return train(spec, three_kinds_of_customers(), split_of(spec))

@@ -1,0 +1,182 @@
+"""From clusters to customer ids that stay: who is whom, and since when we know it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from itertools import count
+from typing import TYPE_CHECKING
+
+from cdp_ml.contracts import arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+    from ibis.backends.sql import SQLBackend
+    from ibis.expr.types import Table
+
+log = logging.getLogger(__name__)
+
+_MEMBERS = """
+CREATE TABLE members AS
+SELECT source, source_record_id, cluster, ingested_at, source || ':' || source_record_id AS record
+FROM clusters JOIN records USING (source, source_record_id)
+"""
+_HELD = """
+CREATE TABLE held AS
+SELECT source, source_record_id, customer_id FROM previous WHERE valid_to IS NULL
+"""
+# `since` and `first` belong to one record, and a record to one overlap: the order is total.
+_OVERLAPS = """
+CREATE TABLE common AS
+SELECT cluster, customer_id, count(*) AS records, min(ingested_at) AS since,
+    arg_min(record, (ingested_at, record)) AS first
+FROM members JOIN held USING (source, source_record_id) GROUP BY ALL
+"""
+_KEEP = """
+INSERT INTO assigned
+SELECT cluster, customer_id FROM (
+    SELECT *,
+        row_number() OVER (PARTITION BY cluster ORDER BY records DESC, since, first) AS of_cluster,
+        row_number() OVER (PARTITION BY customer_id ORDER BY records DESC, since, first) AS of_id
+    FROM common
+    WHERE cluster NOT IN (SELECT cluster FROM assigned)
+      AND customer_id NOT IN (SELECT customer_id FROM assigned)
+) WHERE of_cluster = 1 AND of_id = 1
+"""
+_NEW_IDS = """
+INSERT INTO assigned
+SELECT cluster, customer_id FROM (
+    SELECT cluster, 'c' || left(md5(first || $salt), 16) AS customer_id, first FROM (
+        SELECT cluster, arg_min(record, (ingested_at, record)) AS first FROM members
+        WHERE cluster NOT IN (SELECT cluster FROM assigned) GROUP BY cluster
+    )
+)
+WHERE customer_id NOT IN (SELECT customer_id FROM previous)
+  AND customer_id NOT IN (SELECT customer_id FROM assigned)
+QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY first) = 1
+"""
+_LINKS = """
+CREATE TABLE links AS
+SELECT m.source, m.source_record_id, a.customer_id, h.customer_id AS before, m.ingested_at
+FROM members m JOIN assigned a USING (cluster)
+LEFT JOIN held h USING (source, source_record_id)
+"""
+_CROSSWALK = """
+WITH moved AS (
+    SELECT * FROM links WHERE before <> customer_id
+), kept AS (
+    SELECT p.source, p.source_record_id, p.customer_id, p.valid_from,
+        CASE WHEN p.valid_to IS NULL AND m.source IS NOT NULL THEN $known_at ELSE p.valid_to END
+            AS valid_to
+    FROM previous p LEFT JOIN moved m USING (source, source_record_id)
+    -- A link from this very instant was never seen: it is replaced, not closed.
+    WHERE NOT (p.valid_to IS NULL AND m.source IS NOT NULL AND p.valid_from >= $known_at)
+), fresh AS (
+    SELECT source, source_record_id, customer_id,
+        CASE WHEN before IS NULL THEN ingested_at ELSE $known_at END AS valid_from, NULL AS valid_to
+    FROM links WHERE before IS NULL OR before <> customer_id
+)
+SELECT * FROM kept UNION ALL SELECT * FROM fresh ORDER BY source, source_record_id, valid_from
+"""
+# An id lives as long as a record is linked to it, be it one that its source no longer delivers.
+_LOG = """
+WITH alive AS (
+    SELECT DISTINCT customer_id FROM links
+    UNION SELECT customer_id FROM held ANTI JOIN links USING (source, source_record_id)
+), moved AS (
+    SELECT before, customer_id, count(*) AS records, min(source || ':' || source_record_id) AS first
+    FROM links WHERE before <> customer_id GROUP BY ALL
+), changes AS (
+    SELECT 'created' AS event, customer_id, NULL AS into_customer_id,
+        count(*) || ' new records' AS reason
+    FROM links GROUP BY customer_id
+    HAVING count(before) = 0 AND customer_id NOT IN (SELECT customer_id FROM previous)
+    UNION ALL
+    SELECT 'split', before, customer_id, records || ' records no longer match the others'
+    FROM moved WHERE before IN (SELECT customer_id FROM alive)
+    UNION ALL
+    SELECT 'merged', before, customer_id, records || ' records match those of the survivor'
+    FROM moved WHERE before NOT IN (SELECT customer_id FROM alive)
+    QUALIFY row_number() OVER (PARTITION BY before ORDER BY records DESC, first) = 1
+)
+SELECT left(md5(concat_ws('|', event, customer_id, into_customer_id, $known_at::VARCHAR)), 16)
+        AS event_id,
+    event, customer_id, into_customer_id, reason, 'refresh' AS actor, $known_at AS event_timestamp
+FROM changes ORDER BY event, customer_id, into_customer_id
+"""
+
+
+def assign_customer_ids(
+    clusters: Table | pa.Table,
+    records: Table | pa.Table,
+    previous: Table | pa.Table,
+    known_at: datetime,
+    con: SQLBackend,
+) -> tuple[pa.Table, pa.Table]:
+    """Give every cluster a customer id, the one that most of its records had before.
+
+    Clusters and former ids choose each other by the number of records they share, the greatest
+    first; of equal ones, that of the record known longest. What remains gets a new id: a hash of
+    its earliest record's key, never one that was used before. Nothing is random, so a rerun after
+    a crash ends in the same state, and a rerun on the same data changes nothing.
+
+    Args:
+        clusters: source, source_record_id, cluster, as of `cdp_ml.identity.linkage.link`.
+        records: source, source_record_id, ingested_at of the same records.
+        previous: table `crosswalk`, its whole history; empty at first.
+        known_at: when this run learns of the clusters, UTC.
+        con: the engine of the tables.
+
+    Returns:
+        Table `crosswalk`, its whole history: new records are linked since they were ingested,
+        changed links are closed and opened at `known_at`, links of records that are no longer
+        delivered stay. And the rows to append to `identity_log`: `created`; `merged`, the retired
+        id with its survivor; `split`, an id that lives on with the one that a part went to.
+    """
+    db = _tables(clusters, records, previous, con)
+    while _grows(db, _KEEP, {}):
+        pass
+    for salt in count():
+        _grows(db, _NEW_IDS, {"salt": f"#{salt}" if salt else ""})
+        if _is_complete(db):
+            break
+    db.execute(_LINKS)
+    return _asked(db, "crosswalk", _CROSSWALK, known_at), _asked(db, "identity_log", _LOG, known_at)
+
+
+def _tables(
+    clusters: Table | pa.Table,
+    records: Table | pa.Table,
+    previous: Table | pa.Table,
+    con: SQLBackend,
+) -> DuckDBPyConnection:
+    """The tables in a database of their own, whose names cannot clash with the engine's."""
+    import duckdb
+    import pyarrow as pa
+
+    db = duckdb.connect()
+    db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    given = {"clusters": clusters, "records": records, "previous": previous}
+    for name, table in given.items():
+        db.register(name, table if isinstance(table, pa.Table) else con.to_pyarrow(table))
+    for statement in (_MEMBERS, _HELD, _OVERLAPS):
+        db.execute(statement)
+    db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR)")
+    return db
+
+
+def _grows(db: DuckDBPyConnection, insert: str, parameters: dict[str, str]) -> bool:
+    """Insert; whether there was something to insert."""
+    return bool(db.execute(insert, parameters or None).fetchall()[0][0])
+
+
+def _is_complete(db: DuckDBPyConnection) -> bool:
+    asked = "SELECT (SELECT count(*) FROM assigned) = (SELECT count(DISTINCT cluster) FROM members)"
+    return bool(db.execute(asked).fetchall()[0][0])
+
+
+def _asked(db: DuckDBPyConnection, table: str, query: str, known_at: datetime) -> pa.Table:
+    schema = arrow_schema(table)
+    rows = db.sql(query, params={"known_at": known_at}).to_arrow_table()
+    return rows.select(schema.names).cast(schema)

@@ -1,0 +1,153 @@
+import logging
+import pickletools
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from learn_cases import AS_OF, customers_at, fitted, fitted_clusters, three_kinds_of_customers
+
+from cdp_ml.config import Settings
+from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn import registry
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Settings:
+    """A workspace whose MLflow store is made once for all tests: that takes seconds."""
+    return Settings(home=tmp_path_factory.mktemp("workspace"), sources={})
+
+
+@pytest.fixture(scope="module")
+def version(workspace):
+    return registry.log_run(workspace, fitted(), {"transactions": 3, "events": 1}, "run-1")
+
+
+@pytest.fixture(scope="module")
+def clusters_version(workspace):
+    return registry.log_run(workspace, fitted_clusters(), {"transactions": 3}, "run-1")
+
+
+@pytest.fixture
+def client(workspace):
+    return mlflow.MlflowClient(registry.tracking_uri(workspace))
+
+
+@pytest.fixture
+def run(client, version):
+    return client.get_run(client.get_model_version("purchase_30d", str(version)).run_id)
+
+
+def test_a_loaded_propensity_scores_as_the_trained_one(workspace, version):
+    loaded = registry.load_model(workspace, "purchase_30d", version)
+    customers = customers_at(AS_OF, rows=50)
+    np.testing.assert_array_equal(loaded.predict(customers), fitted().predictor.predict(customers))
+    assert (loaded.version, loaded.features) == (version, fitted().predictor.features)
+
+
+def test_loaded_clusters_assign_as_the_trained_ones(workspace, clusters_version):
+    loaded = registry.load_model(workspace, "clusters", clusters_version)
+    customers, fresh = three_kinds_of_customers(), fitted_clusters().predictor
+    assert list(loaded.assign(customers)) == list(fresh.assign(customers))
+    np.testing.assert_allclose(loaded.predict(customers), fresh.predict(customers))
+
+
+def test_mlflow_itself_serves_the_probability(client, version):
+    model = mlflow.pyfunc.load_model(client.get_model_version("purchase_30d", str(version)).source)
+    customers = customers_at(AS_OF, rows=5).to_pandas()[list(fitted().predictor.features)]
+    given = model.predict(customers.astype(float))
+    np.testing.assert_allclose(given, fitted().predictor.predict(customers))
+
+
+def test_no_artifact_is_a_pickle(workspace, version, clusters_version):
+    files = [f for f in Path(workspace.data / "mlflow" / "artifacts").rglob("*") if f.is_file()]
+    assert {"model.lgb", "model.skops"} <= {f.name for f in files}
+    for file in files:
+        assert file.suffix not in (".pkl", ".pickle", ".joblib"), file
+        assert not is_pickle(file), file
+
+
+def is_pickle(file: Path) -> bool:
+    content = file.read_bytes()
+    try:
+        return content[:1] == b"\x80" and bool(list(pickletools.genops(content)))
+    except ValueError:
+        return False
+
+
+def test_a_run_tells_what_a_reviewer_asks(run, client):
+    assert run.data.params["population"] == "orders_lifetime >= 1"
+    assert run.data.params["test_snapshot"] == "2026-06-01"
+    assert run.data.params["train_snapshots"] == "2026-03-03, 2026-04-02, 2026-05-02"
+    assert run.data.params["estimator.n_estimators"] == "40"
+    assert run.data.tags["cdp_ml.table_versions"] == '{"events": 1, "transactions": 3}'
+    assert "is promoted" in run.data.tags["cdp_ml.verdict"]
+    assert {"auc", "auc_low", "auc_high", "baseline_recency/auc", "ece"} <= set(run.data.metrics)
+    assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {
+        "events": "1",
+        "transactions": "3",
+    }
+    assert run.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"model_card.md", "plots"}
+
+
+def test_a_version_is_described_and_has_a_signature(client, version):
+    described = client.get_model_version("purchase_30d", str(version))
+    assert "# purchase_30d" in described.description
+    assert described.tags["promoted"] == "true"
+    signature = mlflow.models.get_model_info(described.source).signature
+    assert "visits_30d" in signature.inputs.input_names()
+
+
+def test_only_promotion_makes_a_champion(workspace):
+    from dataclasses import replace
+
+    other = replace(fitted(), spec=fitted().spec.model_copy(update={"name": "other"}))
+    first, second = (registry.log_run(workspace, other, {}, "run-2") for _ in range(2))
+    assert (first, second) == (1, 2)
+    assert registry.champion_version(workspace, "other") is None
+    registry.promote(workspace, "other", first)
+    assert registry.champion_version(workspace, "other") == first
+    registry.promote(workspace, "other", second)
+    assert registry.champion_version(workspace, "other") == second
+
+
+def test_what_is_not_there_is_said(workspace, version):
+    assert registry.champion_version(workspace, "nobody") is None
+    with pytest.raises(NotPromotedError, match="no version 99"):
+        registry.promote(workspace, "purchase_30d", 99)
+    with pytest.raises(NotPromotedError, match="'cdp-ml refresh' trains it"):
+        registry.load_model(workspace, "purchase_30d", 99)
+
+
+def test_asking_for_a_champion_makes_no_store(tmp_path):
+    empty = Settings(home=tmp_path, sources={})
+    assert registry.champion_version(empty, "purchase_30d") is None
+    assert not empty.data.exists()
+
+
+def test_a_workspace_can_be_moved(workspace, version, tmp_path):
+    import shutil
+
+    shutil.copytree(workspace.home, tmp_path / "moved")
+    moved = Settings(home=tmp_path / "moved", sources={})
+    folder = registry._model_folder(moved, "purchase_30d", version)
+    assert folder.is_relative_to(tmp_path)
+
+
+def test_recording_a_run_is_silent_and_leaves_the_folder_clean(
+    workspace, version, tmp_path, monkeypatch, capfd, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        registry.log_run(workspace, fitted(), {}, "run-3")
+    heard = capfd.readouterr()
+    assert (heard.out, heard.err) == ("", "")
+    assert [r for r in caplog.records if r.name.startswith(("mlflow", "alembic"))] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pages_open_on_this_workspace(workspace):
+    command, environment = registry.ui_command(workspace, 5001)
+    assert registry.tracking_uri(workspace) in command
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"

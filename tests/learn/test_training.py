@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from learn_cases import (
+    clustering,
+    customers_at,
+    fitted,
+    fitted_clusters,
+    propensity,
+    split_of,
+    three_kinds_of_customers,
+    training_frame,
+)
+
+from cdp_ml.config import ModelSpec, load_spec
+from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
+from cdp_ml.learn import clusters, estimators
+from cdp_ml.learn.report import model_card, write_report
+from cdp_ml.learn.training import train
+
+
+def with_label(frame, values):
+    return frame.set_column(frame.column_names.index("label"), "label", values)
+
+
+def test_the_shipped_specifications_are_valid():
+    folder = Path(__file__).parents[2] / "models"
+    specs = [load_spec(f, ModelSpec) for f in folder.glob("*.yaml") if f.stem != "identity"]
+    assert {"purchase_30d", "churn_90d", "clusters"} <= {s.name for s in specs}
+    for spec in specs:
+        assert split_of(spec).instants
+        check = clustering_parameters if spec.task == "clustering" else propensity_parameters
+        check(spec)
+
+
+def clustering_parameters(spec):
+    clusters.clustering_parameters(spec.estimator, spec.name)
+
+
+def propensity_parameters(spec):
+    estimators.parameters(spec.estimator, 1_000, spec.name)
+
+
+def test_what_can_be_learnt_is_learnt_and_promoted():
+    assert fitted().promoted
+    assert fitted().metrics["auc"] > fitted().metrics["baseline_logistic/auc"] + 0.1
+    assert fitted().rows["train_rows"] == 1200
+    assert fitted().rows["test_rows"] == 400
+
+
+def test_features_without_two_values_are_left_out_and_named():
+    assert fitted().excluded == ("never_filled", "always_the_same")
+    assert not set(fitted().excluded) & set(fitted().predictor.features)
+    assert "never_filled, always_the_same" in model_card(fitted())
+
+
+def test_training_again_gives_the_same_model():
+    spec = propensity()
+    again = train(spec, training_frame(spec).to_pandas(), split_of(spec))
+    assert again.metrics == fitted().metrics
+    ours, theirs = (t.predictor.model.model_to_string() for t in (fitted(), again))
+    assert ours == theirs
+
+
+def test_noise_is_not_promoted():
+    spec = propensity(beat_baselines_by=0.02)
+    noise = train(spec, training_frame(spec, learnable=False), split_of(spec))
+    assert not noise.promoted
+    assert "is not promoted" in noise.verdict
+
+
+def test_the_champion_is_compared_on_the_same_test():
+    spec = propensity()
+    again = train(spec, training_frame(spec), split_of(spec), champion=fitted().predictor)
+    assert again.metrics["champion/auc"] == fitted().metrics["auc"]
+    weak = propensity(estimator={"n_estimators": 1, "num_leaves": 2})
+    weaker = train(weak, training_frame(weak), split_of(weak), champion=fitted().predictor)
+    assert not weaker.promoted
+
+
+def test_a_planted_leak_is_refused():
+    split = split_of(propensity())
+    frame = pa.concat_tables([training_frame(propensity()), customers_at(split.as_of)])
+    with pytest.raises(LeakageError):
+        train(propensity(), frame, split)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_class_gives_a_sentence_and_no_model(value):
+    frame = training_frame(propensity())
+    with pytest.raises(NotPromotedError, match="no model this time"):
+        train(
+            propensity(),
+            with_label(frame, pa.array([value] * frame.num_rows)),
+            split_of(propensity()),
+        )
+
+
+def test_thirty_customers_give_a_sentence_and_no_model():
+    with pytest.raises(NotPromotedError, match="no model this time"):
+        train(propensity(), training_frame(propensity(), rows=30), split_of(propensity()))
+
+
+def test_features_that_never_vary_give_a_sentence_and_no_model():
+    spec = propensity(inputs=("never_filled", "always_the_same"))
+    with pytest.raises(NotPromotedError, match="none of its 2 features varies"):
+        train(spec, training_frame(spec), split_of(spec))
+
+
+def test_an_empty_frame_gives_a_sentence_and_no_model():
+    with pytest.raises(NotPromotedError, match="training has 0 rows"):
+        train(propensity(), training_frame(propensity()).slice(0, 0), split_of(propensity()))
+
+
+def test_labels_must_be_there_and_known():
+    frame = training_frame(propensity())
+    with pytest.raises(ContractError, match="no column 'label'"):
+        train(propensity(), frame.drop(["label"]), split_of(propensity()))
+    unknown = with_label(frame, pa.nulls(frame.num_rows, pa.float64()))
+    with pytest.raises(ContractError, match="1200 rows without a label"):
+        train(propensity(), unknown, split_of(propensity()))
+
+
+def test_clusters_are_trained_without_labels():
+    assert fitted_clusters().promoted
+    assert fitted_clusters().metrics["clusters"] == 3
+    assert len(set(fitted_clusters().predictor.clusters)) == 3
+
+
+def test_unstable_clusters_are_not_promoted():
+    spec = clustering(estimator={"max_clusters": 3, "min_share": 0.4})
+    refused = train(spec, three_kinds_of_customers(), split_of(spec))
+    assert not refused.promoted
+    assert "is not promoted" in refused.verdict
+
+
+def test_the_report_has_its_plots_and_no_customer(tmp_path):
+    write_report(fitted(), tmp_path / "p")
+    write_report(fitted_clusters(), tmp_path / "c")
+    plots = {f.stem for f in (tmp_path / "p" / "plots").iterdir()}
+    assert {"roc", "precision_recall", "reliability", "gain", "importance", "scores"} == plots
+    assert (tmp_path / "c" / "plots" / "profiles.png").stat().st_size > 1_000
+    for file in tmp_path.rglob("*.*"):
+        if file.suffix in (".csv", ".md", ".json"):
+            assert "c123" not in file.read_text(encoding="utf-8")
