@@ -512,10 +512,14 @@ def _somebody(settings: Settings) -> tuple[str, str]:
     if last_run(root) is None:
         raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
     scores = Lake.published(root).read("scores", connect(settings.engine))
-    first = scores.order_by("model", "customer_id").limit(1).to_pyarrow().to_pylist()
-    if not first:
-        raise NotPromotedError("no model has scored anybody yet; 'cdp-ml refresh' says why")
-    return first[0]["customer_id"], first[0]["model"]
+    anybody = scores.group_by("model").aggregate(customer_id=scores.customer_id.min())
+    scored = {r["model"]: r["customer_id"] for r in anybody.to_pyarrow().to_pylist()}
+    # A propensity first: its answer has reasons to show.
+    specs = sorted(load_models(settings).values(), key=lambda spec: spec.task != "propensity")
+    for spec in specs:
+        if spec.name in scored:
+            return scored[spec.name], spec.name
+    raise NotPromotedError("no model has scored anybody yet; 'cdp-ml refresh' says why")
 
 
 def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

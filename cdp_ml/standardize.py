@@ -6,6 +6,7 @@ Values that cannot be believed become null and leave a flag; what was delivered 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
@@ -138,7 +139,7 @@ def standardize_postcodes(postcodes: pa.Array) -> Standardized:
     """Upper case, letters and digits alone; such as 00000 and XXXXX are null."""
     import pyarrow.compute as pc
 
-    upper = pc.utf8_normalize(pc.utf8_upper(_lower(postcodes)), form="NFKC")
+    upper = _nfkc(pc.utf8_upper(_lower(postcodes)))
     bare = pc.replace_substring_regex(upper, r"[^\p{L}\p{N}]+", "")
     return _unless_placeholder(postcodes, bare, rf"^(0*|X*|{PLACEHOLDERS.upper()}|NA)$")
 
@@ -210,16 +211,26 @@ def _clean(texts: pa.Array) -> pa.Array:
     """NFKC with single spaces and none at the ends; empty text is null."""
     import pyarrow.compute as pc
 
-    texts = pc.utf8_normalize(texts, form="NFKC")
-    texts = pc.replace_substring_regex(texts, r"[\s\p{Z}\p{Cc}\p{Cf}]+", " ")
+    texts = pc.replace_substring_regex(_nfkc(texts), r"[\s\p{Z}\p{Cc}\p{Cf}]+", " ")
     return _drop(pc.utf8_trim(texts, " "), "^$")
+
+
+def _nfkc(texts: pa.Array) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Arrow's own utf8_normalize leaves NFKC decomposed until after 25.0 (apache/arrow#51225).
+    plain = pc.fill_null(pc.string_is_ascii(texts), True)
+    others = texts.filter(pc.invert(plain)).to_pylist()
+    composed = pa.array([unicodedata.normalize("NFKC", text) for text in others], pa.string())
+    return pc.replace_with_mask(texts, pc.invert(plain), composed)
 
 
 def _lower(texts: pa.Array) -> pa.Array:
     import pyarrow.compute as pc
 
     # Lower case may leave combining characters that NFKC composes.
-    return pc.utf8_normalize(pc.utf8_lower(_clean(texts)), form="NFKC")
+    return _nfkc(pc.utf8_lower(_clean(texts)))
 
 
 def _edges(texts: pa.Array) -> pa.Array:

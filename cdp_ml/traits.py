@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table, Value
 
 Group = Literal["transactional", "behavioral", "profile"]
-How = Literal["count", "sum", "mean", "std", "max", "nunique", "days_since_last", "days_since_first"]
+How = Literal[
+    "count", "sum", "mean", "std", "max", "nunique", "days_since_last", "days_since_first"
+]
 
 GROUPS: tuple[Group, ...] = ("transactional", "behavioral", "profile")
 _ZERO_IF_NONE = ("count", "sum", "nunique")
@@ -288,9 +290,7 @@ def _in_window(relation: Table, trait: Trait, as_of: datetime) -> Iterator[Value
         yield relation.event_timestamp >= ibis.literal(start)
 
 
-def _relations(
-    orders: Table, events: Table, products: Table, as_of: datetime
-) -> dict[str, Table]:
+def _relations(orders: Table, events: Table, products: Table, as_of: datetime) -> dict[str, Table]:
     """What traits aggregate; each with customer_id and event_timestamp."""
     categories = products.select("product_id", "category")
     lines = _lines(orders.filter(orders.quantity > 0)).left_join(categories, "product_id")

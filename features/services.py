@@ -6,9 +6,7 @@ from views import OWNER, behavioral, profile, transactional
 
 def service(name: str, description: str, *views: FeatureView) -> FeatureService:
     """A service of whole views."""
-    return FeatureService(
-        name=name, features=list(views), description=description, owner=OWNER
-    )
+    return FeatureService(name=name, features=list(views), description=description, owner=OWNER)
 
 
 customer_traits = service("customer_traits", "All traits", transactional, behavioral, profile)

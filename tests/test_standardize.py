@@ -10,6 +10,7 @@ from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
 from cdp_ml.standardize import standardize_people
 
 ALWAYS = utc(1970, 1, 1)
+THIS_YEAR = utc(2026, 1, 1)
 TIME = pa.timestamp("us", "UTC")
 PEOPLE = pa.schema(
     [
@@ -20,7 +21,7 @@ PEOPLE = pa.schema(
 )
 
 
-def people(*given: dict, at: dt.datetime = utc(2026, 1, 1)) -> pa.Table:
+def people(*given: dict, at: dt.datetime = THIS_YEAR) -> pa.Table:
     key = {"source": "crm", "event_timestamp": at, "ingested_at": at}
     rows = [{"source_record_id": str(i), **key, **row} for i, row in enumerate(given)]
     return pa.Table.from_pylist(rows, PEOPLE)
@@ -30,7 +31,7 @@ def people(*given: dict, at: dt.datetime = utc(2026, 1, 1)) -> pa.Table:
 def standardized(con):
     """The value and the flags of one field of one person."""
 
-    def standardized(field, value, at=utc(2026, 1, 1), region="GB"):
+    def standardized(field, value, at=THIS_YEAR, region="GB"):
         (row,) = standardize_people(people({field: value}, at=at), region, con).to_pylist()
         assert row[f"{field}_raw"] == value
         return row[field], row["flags"]
@@ -174,7 +175,7 @@ text = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
     st.sampled_from(["020 7946 0001", "+1 650-253-0000", "A@B.uk", "<a.b@c.de>", "1980-04-03"]),
 )
-person = st.fixed_dictionaries({field: text for field in PERSON_FIELDS})
+person = st.fixed_dictionaries(dict.fromkeys(PERSON_FIELDS, text))
 
 
 @settings(

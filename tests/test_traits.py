@@ -29,8 +29,13 @@ def ago(days, customer="c1"):
 
 def line(order, days, quantity=1.0, price=10.0, discount=0.0, **more):
     return {
-        **{"order_id": order, "line_no": 1, "product_id": "p1", "channel": WEB},
-        **{"quantity": quantity, "unit_price": price, "discount": discount},
+        "order_id": order,
+        "line_no": 1,
+        "product_id": "p1",
+        "channel": WEB,
+        "quantity": quantity,
+        "unit_price": price,
+        "discount": discount,
         **ago(days),
         **more,
     }
@@ -39,8 +44,10 @@ def line(order, days, quantity=1.0, price=10.0, discount=0.0, **more):
 def event(event_type, days, category=None, **more):
     channel = EMAIL if event_type.startswith("email") else WEB
     return {
-        **{"event_id": f"{event_type}{days}", "event_type": event_type},
-        **{"category": category, "channel": channel},
+        "event_id": f"{event_type}{days}",
+        "event_type": event_type,
+        "category": category,
+        "channel": channel,
         **ago(days),
         **more,
     }
@@ -81,7 +88,9 @@ def pick(found, *names):
 
 
 def test_orders_count_in_windows_that_begin_exactly_their_days_before(con):
-    found = traits(con, [line("a", 1), line("b", 7), line("c", 7.001), line("d", 90), line("e", 400)])
+    found = traits(
+        con, [line("a", 1), line("b", 7), line("c", 7.001), line("d", 90), line("e", 400)]
+    )
     names = ("orders_7d", "orders_30d", "orders_90d", "orders_365d", "orders_lifetime")
     assert pick(found, *names) == (2, 3, 4, 4, 5)
 
@@ -157,7 +166,9 @@ def test_mail_rates_are_per_mail_sent(con):
 
 
 def test_affinity_is_the_share_of_the_most_viewed_category(con):
-    views = [event("product_view", d, c) for d, c in ((1, "tea"), (2, "tea"), (3, "mug"), (4, None))]
+    views = [
+        event("product_view", d, c) for d, c in ((1, "tea"), (2, "tea"), (3, "mug"), (4, None))
+    ]
     found = traits(con, (), [*views, event("product_view", 95, "mug")])
     assert pick(found, "product_views_30d", "distinct_categories_viewed_30d") == (4, 2)
     assert found["top_viewed_category_share_90d"] == pytest.approx(2 / 3)
@@ -182,7 +193,9 @@ def test_a_profile_is_told_in_numbers(con):
 
 def test_of_a_customer_who_did_nothing_counts_are_zero_and_the_rest_is_unknown(con):
     busy = [line("a", 1), line("b", 5)]
-    found = traits(con, busy, customers=[{"customer_id": "c1"}, {"customer_id": "c2"}], customer="c2")
+    found = traits(
+        con, busy, customers=[{"customer_id": "c1"}, {"customer_id": "c2"}], customer="c2"
+    )
     activity = [t for t in TRAITS if t.group != "profile"]
     counts = {t.name for t in activity if t.unit not in ("0 to 1", "ratio", "gaps")}
     times = {t.name for t in activity if "days_since" in t.name or "gap" in t.name}

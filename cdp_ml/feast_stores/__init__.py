@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
 
 
-def open_store(
-    settings: Settings, versions: Mapping[str, int], online_store: Path
-) -> FeatureStore:
+def open_store(settings: Settings, versions: Mapping[str, int], online_store: Path) -> FeatureStore:
     """Open the workspace's feature repository on fixed versions of the lake's tables.
 
     Args:
@@ -66,6 +64,7 @@ def apply(store: FeatureStore) -> None:
     Args:
         store: of `open_store`.
     """
+    Path(store.config.online_store.path).parent.mkdir(parents=True, exist_ok=True)
     with _silence():
         store.apply(repository_objects(Path(store.repo_path)))
 

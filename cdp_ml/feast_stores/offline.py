@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 
-class LakeOfflineStoreConfig(DuckDBOfflineStoreConfig):
+class LakeOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
     """Where the lake is, which versions of its tables are read, and the limits of DuckDB.
 
     A relative `lake` is relative to the feature repository. Without `versions`, those of the last

@@ -31,7 +31,7 @@ PERSONAL = ("given_name", "birth_date")
 """What other people of a household mostly do not share."""
 
 Start = Mapping[str, tuple[list[float], list[float]]]
-"""By field: `m` and `u` of the levels, the best first."""
+"""By field: typical `m`, and `u` among strangers, of the levels, the best first."""
 
 
 def train_household(levels: Mapping[str, Counts], pairs: Counts, start: Start) -> Any:
@@ -40,7 +40,7 @@ def train_household(levels: Mapping[str, Counts], pairs: Counts, start: Start) -
     Args:
         levels: by field, the level of each pattern of agreement: 0 is the best, -1 is missing.
         pairs: how many pairs show each pattern.
-        start: where to begin: the parameters of the model of all pairs.
+        start: where to begin. Only what is personal tells the classes apart at first.
 
     Returns:
         `share` (of matches) and `fields` (by field, `m` and `u` of its levels); None if there are
@@ -70,7 +70,7 @@ def _fit(levels: Mapping[str, Counts], pairs: Counts, start: Start) -> dict[str,
 
     share, before = 0.5, 0.0
     m = {f: np.array(start[f][0]) for f in levels}
-    u = {f: np.array(start[f][1]) for f in levels}
+    u = {f: np.array(start[f][1 if f in PERSONAL else 0]) for f in levels}
     for _ in range(ITERATIONS):
         if abs(share - before) < CONVERGED:
             break

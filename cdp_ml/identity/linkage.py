@@ -44,6 +44,10 @@ NOBODY = 20
 """An e-mail or phone number on more records than this identifies nobody: info@…, 000000."""
 RANDOM_PAIRS = 2e6
 TRAINING_PAIRS = 1e6
+LEAST_TRAINING_PAIRS = 30
+STRANGERS = 100
+"""Pairs of strangers who differ in everything, added to the random pairs: in tiny data all may be
+one person, and what all share must not look common."""
 LEAST_M = 0.001
 """No disagreement is impossible where people type."""
 LEAST_U = 0.05
@@ -253,7 +257,7 @@ def _train(
         linker = _linker(db, comparisons, rules, prior)
         _sample_u(db, linker, spec.seed)
         training = _usable_rules(spec.training_rules, filled)
-        shares = _maximise(linker, training)
+        shares = _maximise(db, linker, training)
         model = linker.misc.save_model_to_json()
         model["kinds"] = {c.field: c.kind for c in spec.comparisons if c.field in kinds}
         singles = {k[0]: share for k, share in shares.items() if len(k) == 1}
@@ -326,26 +330,24 @@ def _sample_u(db: DuckDBPyConnection, linker: Any, seed: int) -> None:
     db.execute(f"SET threads = {threads}")
 
 
-def _maximise(linker: Any, rules: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+def _maximise(
+    db: DuckDBPyConnection, linker: Any, rules: Mapping[str, tuple[str, ...]]
+) -> dict[tuple[str, ...], float]:
     """Estimate `m` within each rule; returns the share of matches found among its pairs."""
     from splink import block_on
-    from splink.internals.exceptions import EMTrainingException
 
     shares = {}
     for expressions in rules.values():
-        try:
-            session = linker.training.estimate_parameters_using_expectation_maximisation(
-                block_on(*expressions),
-                estimate_without_term_frequencies=True,
-                max_pairs=TRAINING_PAIRS,
-                record_sample_proportion=1.0,
-            )
-        except EMTrainingException:
-            log.info("identity: no pairs share %s", ", ".join(expressions))
+        # Splink drops comparisons from its settings for good when a session finds no pairs.
+        if _count_pairs(db, expressions) < LEAST_TRAINING_PAIRS:
+            log.info("identity: too few pairs share %s to learn from", ", ".join(expressions))
             continue
-        except ValueError:  # a parameter has underflown: what was learned elsewhere has to do
-            log.warning("identity: training on %s did not converge", ", ".join(expressions))
-            continue
+        session = linker.training.estimate_parameters_using_expectation_maximisation(
+            block_on(*expressions),
+            estimate_without_term_frequencies=True,
+            max_pairs=TRAINING_PAIRS,
+            record_sample_proportion=1.0,
+        )
         share = session.core_model_settings.probability_two_random_records_match
         shares[expressions] = float(share)
     return shares
@@ -405,12 +407,14 @@ def _correct_u(
 def _complete(comparison: dict[str, Any], kind: Kind, pairs: int) -> list[dict[str, Any]]:
     """The levels, with what was never observed filled in and nothing held to be impossible."""
     levels = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
-    unseen = [x["label_for_charts"] for x in levels if "u_probability" not in x]
-    if unseen:
+    if unseen := [x["label_for_charts"] for x in levels if "u_probability" not in x]:
         log.info("identity: %s: never observed: %s", comparison["output_column_name"], unseen)
+    drawn = min(pairs, RANDOM_PAIRS)
     for level, known in zip(levels, kind.levels, strict=True):
+        added = STRANGERS if level is levels[-1] else 0.5
+        u = (level.get("u_probability", 0.0) * drawn + added) / (drawn + STRANGERS)
+        level["u_probability"] = min(u, 1.0)
         level["m_probability"] = _rounded(max(level.get("m_probability", known.m), LEAST_M))
-        level.setdefault("u_probability", 0.5 / min(pairs, RANDOM_PAIRS))
     return levels
 
 
@@ -462,13 +466,9 @@ def _household(db: DuckDBPyConnection, model: dict[str, Any], predicted: str) ->
         SELECT {", ".join(asked)}, count(*) AS pairs FROM {predicted}
         WHERE household_l = household_r GROUP BY ALL ORDER BY ALL
     """).fetchnumpy()
-    start = {
-        f: (
-            [x["m_probability"] for _, x, _ in trained[f]],
-            [x["u_probability"] for _, x, _ in trained[f]],
-        )
-        for f in fields
-    }
+    strangers = {f: [x["u_probability"] for _, x, _ in trained[f]] for f in fields}
+    typical = {f: [declared.m for _, _, declared in trained[f]] for f in fields}
+    start = {f: (typical[f], strangers[f]) for f in fields}
     return train_household({f: found[f] for f in fields}, found["pairs"], start)
 
 

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 from published import make_workspace
 
@@ -170,6 +171,18 @@ def test_an_unforeseen_error_tells_neither_caller_nor_log_what_the_data_was(monk
     assert json.loads(answer.body)["error"] == "InternalError"
     assert "ValueError in score" in caplog.text
     assert "jane" not in caplog.text + answer.body.decode()
+
+
+def test_check_service_shows_a_score_with_reasons_and_stops_what_it_started(service):
+    before = children()
+    answer = online.check_service(service.workspace.settings)
+    assert (answer["model"], answer["in_population"]) == ("purchase_30d", True)
+    assert answer["reasons"]
+    assert children() == before
+
+
+def children():
+    return {p.pid for p in psutil.Process().children(recursive=True)}
 
 
 def test_a_new_publication_is_served_without_a_restart(service):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cdp_ml.identity.clustering import cluster_pairs, components, weakest_links
 
-PAIRS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(-9, 9)), max_size=30)
+PAIRS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(-9, 9)), max_size=30)
 
 
 def arrays(pairs):

@@ -18,7 +18,12 @@ SURNAMES = [a + b for a in "ash bram cald dun".split() for b in "ton ley ford wo
 
 
 def record(source: str, number: int, **fields: object) -> dict:
-    return {"source": source, "source_record_id": str(number), "ingested_at": utc(2026, 1, 1), **fields}
+    return {
+        "source": source,
+        "source_record_id": str(number),
+        "ingested_at": utc(2026, 1, 1),
+        **fields,
+    }
 
 
 def households(count: int, seed: int = 5) -> tuple[pa.Table, pa.Table]:
@@ -219,11 +224,11 @@ def test_published_people_with_errors_are_found_without_labels(con, shared_data)
     """febrl3: 2,000 people, up to five damaged duplicates each."""
     db = duckdb.connect()
     table = db.sql(f"""
-        SELECT trim("rec_id") AS source_record_id, split_part("rec_id", '-', 2) AS person_id,
-            nullif(trim(" given_name"), '') AS given_name, nullif(trim(" surname"), '') AS surname,
-            try_strptime(trim(" date_of_birth"), '%Y%m%d')::DATE AS birth_date,
-            nullif(trim(" street_number" || " address_1"), '') AS street,
-            nullif(trim(" postcode"), '') AS postcode, nullif(trim(" suburb"), '') AS city
+        SELECT trim(rec_id) AS source_record_id, split_part(rec_id, '-', 2) AS person_id,
+            nullif(trim(given_name), '') AS given_name, nullif(trim(surname), '') AS surname,
+            try_strptime(trim(date_of_birth), '%Y%m%d')::DATE AS birth_date,
+            nullif(trim(street_number || address_1), '') AS street,
+            nullif(trim(postcode), '') AS postcode, nullif(trim(suburb), '') AS city
         FROM read_csv('{shared_data}/febrl3.csv', all_varchar=true)
     """).to_arrow_table()
     people = table.to_pylist()

@@ -430,7 +430,7 @@ def test_a_parquet_file_damaged_within_is_named(read, tmp_path):
     pq.write_table(pa.table({"no": [str(i) for i in range(9999)]}), tmp_path / "o.parquet")
     content = bytearray((tmp_path / "o.parquet").read_bytes())
     content[100:30000] = os.urandom(29900)
-    with pytest.raises(ContractError, match="o.parquet: not a readable Parquet file"):
+    with pytest.raises(ContractError, match=r"o\.parquet: not a readable Parquet file"):
         read("o.parquet", bytes(content))
 
 
