@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -176,6 +177,18 @@ class Settings(BaseSettings):
     segments: dict[str, Segment] = {}
     models: tuple[str, ...] | None = None
     truth: Truth | None = None
+
+    @field_validator("sources")
+    @classmethod
+    def _logins_name_people(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        people = [name for name, source in sources.items() if source.kind == "people"]
+        for name, source in sources.items():
+            if source.login and source.login.source not in people:
+                raise ValueError(
+                    f"{name}.login.source: no people source '{source.login.source}'; "
+                    f"{nearest(source.login.source, people)}"
+                )
+        return sources
 
     @classmethod
     def settings_customise_sources(

@@ -200,14 +200,15 @@ def _run_steps(
 ) -> Iterator[tuple[str, float]]:
     """Run the steps that are due, noting each in the journal; yields their names and seconds."""
     for step in STEPS:
-        fingerprint = _fingerprint(step, run)
-        if not force and run.journal.steps.get(step.name, {}).get("fingerprint") == fingerprint:
+        known = run.journal.steps.get(step.name, {}).get("fingerprint")
+        if not force and known == _fingerprint(step, run):
             tell(step.name, "skip")
             continue
         tell(step.name, "run")
         started = time.perf_counter()
-        report = step.run(run)
-        run.journal.steps[step.name] = {"fingerprint": fingerprint, "report": report}
+        run.journal.steps[step.name] = {"report": step.run(run)}
+        # Computed anew: whether training is due depends on what training has just reported.
+        run.journal.steps[step.name]["fingerprint"] = _fingerprint(step, run)
         run.journal.save()
         tell(step.name, "done")
         yield step.name, time.perf_counter() - started

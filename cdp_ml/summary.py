@@ -147,23 +147,22 @@ def _tables(reports: dict[str, Any], as_of: Any) -> Iterator[RenderableType]:
 def _sources(sources: dict[str, Any]) -> RichTable:
     names = ("read", "kept", "repeated", "refused", "filtered")
     table = _table(
-        "Rows: read = kept + repeated + refused + not of this source",
+        "Rows: read = kept + repeated + refused + not its",
         "source",
-        "kind",
         ">read",
         ">kept",
         ">repeated",
         ">refused",
-        ">not of it",
+        ">not its",
         ">new",
         ">changed",
     )
     shown = (*names, "new", "changed")
     for source, counts in sources.items():
-        table.add_row(source, counts["kind"], *(f"{counts.get(n, 0):,}" for n in shown))
+        table.add_row(source, *(f"{counts.get(n, 0):,}" for n in shown))
     totals = [sum(c.get(n, 0) for c in sources.values()) for n in shown]
     table.add_section()
-    table.add_row("all", "", *(f"{t:,}" for t in totals))
+    table.add_row("all", *(f"{t:,}" for t in totals))
     return table
 
 
@@ -199,10 +198,18 @@ def _table(title: str, *headings: str) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
 
-    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = RichTable(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for heading in headings:
         right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left")
+        table.add_column(
+            heading.removeprefix(">"), justify="right" if right else "left", no_wrap=right
+        )
     return table
 
 

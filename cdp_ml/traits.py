@@ -123,7 +123,7 @@ TRAITS: tuple[Trait, ...] = (
     Trait("returned_value_365d", _T, "float64", "value returned within 365 days", "currency",
           Aggregate("returns", "sum", "value"), 365),
     Trait("return_share_365d", _T, "float64", "value returned over spend within 365 days",
-          "0 to 1", lambda t: _ratio(t.returned_value_365d, t.spend_365d), 365),
+          "ratio", lambda t: _ratio(t.returned_value_365d, t.spend_365d), 365),
     Trait("discounts_365d", _T, "float64", "discounts granted within 365 days", "currency",
           Aggregate("lines", "sum", "discounted"), 365),
     Trait("discount_share_365d", _T, "float64", "share of list prices taken off within 365 days",

@@ -232,11 +232,13 @@ def test_names_are_unique_and_say_their_window():
 people = st.sampled_from(("c1", "c2", "c3"))
 days_ago = st.integers(0, 800).map(lambda d: d + 0.25)
 lines_drawn = st.lists(
-    st.tuples(people, days_ago, st.integers(-2, 3), st.sampled_from("012")), max_size=30
+    st.tuples(people, days_ago, st.integers(-2, 3), st.sampled_from("012")), min_size=8, max_size=30
 )
 kinds = st.sampled_from(("page_view", "product_view", "cart_add", "checkout", "email_opened"))
-events_drawn = st.lists(st.tuples(people, days_ago, kinds, st.sampled_from("ab")), max_size=30)
-few = settings(max_examples=4, deadline=None, derandomize=True)
+events_drawn = st.lists(
+    st.tuples(people, days_ago, kinds, st.sampled_from("ab")), min_size=8, max_size=30
+)
+few = settings(max_examples=3, deadline=None, derandomize=True)
 
 
 def drawn_lines(drawn, later=0, order="o"):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Array = npt.NDArray[np.generic]
+    Array = npt.NDArray[Any]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,9 @@ def cluster_pairs(records: int, left: Array, right: Array, weight: Array, thresh
     left, right, weight = left[inside], right[inside], weight[inside]
     strong = np.bincount(label[left[weight >= threshold]], minlength=records)
     doubtful = np.flatnonzero(strong < size * (size - 1) // 2)
-    for part in _parts(label, left, right, weight, doubtful):
-        label[part[0]] = records + part[0][_average_linkage(*part, threshold)]
+    for members, rows, columns, bits in _parts(label, left, right, weight, doubtful):
+        first = _average_linkage(len(members), rows, columns, bits, threshold)
+        label[members] = records + members[first]
     return np.unique(_first_members(label), return_inverse=True)[1]
 
 
@@ -113,13 +114,12 @@ def _parts(label: Array, left: Array, right: Array, weight: Array, doubtful: Arr
 
 
 def _average_linkage(
-    records: Array, rows: Array, columns: Array, weight: Array, threshold: float
+    size: int, rows: Array, columns: Array, weight: Array, threshold: float
 ) -> Any:
     """For each record of a component, the position of its cluster's first record."""
     import numpy as np
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    size = len(records)
     similarity = np.full((size, size), MISSING_WEIGHT)
     similarity[rows, columns] = similarity[columns, rows] = np.clip(weight, -WEIGHT_CAP, WEIGHT_CAP)
     distance = WEIGHT_CAP - similarity[np.triu_indices(size, 1)]

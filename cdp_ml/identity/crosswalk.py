@@ -157,7 +157,12 @@ def _tables(
 
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-    given = {"clusters": clusters, "records": records, "previous": previous}
+    key = ["source", "source_record_id"]
+    given = {
+        "clusters": clusters.select([*key, "cluster"]),
+        "records": records.select([*key, "ingested_at"]),
+        "previous": previous,
+    }
     for name, table in given.items():
         db.register(name, table if isinstance(table, pa.Table) else con.to_pyarrow(table))
     for statement in (_MEMBERS, _HELD, _OVERLAPS):

@@ -45,6 +45,8 @@ NOBODY = 20
 RANDOM_PAIRS = 2e6
 TRAINING_PAIRS = 1e6
 LEAST_TRAINING_PAIRS = 30
+LEAST_RECORDS_FOR_TERMS = 200
+"""Among fewer records the frequency of a name says nothing about how common it is."""
 STRANGERS = 100
 """Pairs of strangers who differ in everything, added to the random pairs: in tiny data all may be
 one person, and what all share must not look common."""
@@ -135,8 +137,9 @@ def link(
             more pairs than `max_pairs`.
     """
     db = _private_connection(con)
-    db.register("records", _arrow(records, con))
-    db.register("identifiers", _arrow(identifiers, con))
+    keys = ("source", "source_record_id")
+    db.register("records", _arrow(records, (*keys, *FIELDS), con))
+    db.register("identifiers", _arrow(identifiers, (*keys, "identifier_type", "identifier"), con))
     filled = _prepare(db)
     kinds = usable(spec, filled)
     _note_left_out(spec, kinds)
@@ -162,10 +165,11 @@ def _private_connection(con: SQLBackend) -> DuckDBPyConnection:
     return db
 
 
-def _arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
+def _arrow(table: Table | pa.Table, columns: tuple[str, ...], con: SQLBackend) -> pa.Table:
     import pyarrow as pa
 
-    return table if isinstance(table, pa.Table) else con.to_pyarrow(table)
+    wanted = table.select(list(columns))
+    return wanted if isinstance(wanted, pa.Table) else con.to_pyarrow(wanted)
 
 
 def _prepare(db: DuckDBPyConnection) -> dict[str, int]:
@@ -250,7 +254,8 @@ def _train(
     filled: Mapping[str, int],
 ) -> dict[str, Any]:
     """Train both models; returns Splink's settings, the second model's under `household`."""
-    frequent = {c.field: c.term_frequency for c in spec.comparisons}
+    many = _count_rows(db, "people") >= LEAST_RECORDS_FOR_TERMS
+    frequent = {c.field: c.term_frequency and many for c in spec.comparisons}
     comparisons = [splink_comparison(f, kind, frequent[f]) for f, kind in kinds.items()]
     prior = _prior(db, spec, filled)
     with _quiet_splink():
@@ -258,7 +263,7 @@ def _train(
         _sample_u(db, linker, spec.seed)
         training = _usable_rules(spec.training_rules, filled)
         shares = _maximise(db, linker, training)
-        model = linker.misc.save_model_to_json()
+        model: dict[str, Any] = linker.misc.save_model_to_json()
         model["kinds"] = {c.field: c.kind for c in spec.comparisons if c.field in kinds}
         singles = {k[0]: share for k, share in shares.items() if len(k) == 1}
         prior = _prior_by_training(db, model, singles, filled) or prior
@@ -399,9 +404,9 @@ def _correct_u(
             p, m = level["u_probability"], level["m_probability"]
             level["u_probability"] = _rounded(max(p - prior * m, LEAST_U * p) / (1 - prior))
         if field in shares:
-            agreeing = max(_count_pairs(db, (field,)), 1) / everyone
+            agreeing = max(_count_pairs(db, (field,)), 1) / (everyone + STRANGERS)
             unlike = max(1 - shares[field], LEAST_U)
-            levels[0]["u_probability"] = _rounded(agreeing * unlike / (1 - prior))
+            levels[0]["u_probability"] = _rounded(min(agreeing * unlike / (1 - prior), 1.0))
 
 
 def _complete(comparison: dict[str, Any], kind: Kind, pairs: int) -> list[dict[str, Any]]:

@@ -348,32 +348,30 @@ def _encoding_error(place: Place, source: Source) -> ContractError | None:
 
 
 def _read_jsonl(places: list[Place], source: Source, duck: Any) -> Delivery:
+    is_object = f"CASE WHEN json_valid({LINE}) THEN json_type({LINE}) = 'OBJECT' ELSE false END"
     # No JSON text holds a raw control character, so the delimiter never splits a line.
-    parts = [_parse_lines(place, source, [LINE], "\x1f", False) for place in places]
-    lines = _concat([rows for rows, _ in parts])
-    _create(duck, "__lines", lines)
+    _create(
+        duck,
+        "__lines",
+        _concat([_parse_lines(place, source, [LINE], "\x1f", False)[0] for place in places]),
+        f"*, {is_object} AS __is_object",
+    )
     try:
         malformed = _malformed_json(places, source, duck)
         paths = _json_paths(duck)
         wanted = ", ".join(literal(path) for path in paths.values())
-        fields = ", ".join(f'__v[{i}] AS "{name}"' for i, name in enumerate(paths, start=1))
+        fields = [f"__v[{i}] AS {identifier(name)}" for i, name in enumerate(paths, start=1)]
         duck.execute(
-            f"""CREATE TEMP TABLE {TABLE} AS
-            SELECT {FILE}, {POSITION}, {LINE}, {fields or "NULL AS __none"} FROM (
-                SELECT *, json_extract_string({LINE}, [{wanted or "'$'"}]) AS __v
+            f"""CREATE TEMP TABLE {TABLE} AS SELECT {", ".join([FILE, POSITION, LINE, *fields])}
+            FROM (SELECT *, json_extract_string({LINE}, [{wanted or "'$'"}]) AS __v
                 FROM __lines WHERE __is_object)"""
         )
     finally:
         duck.execute("DROP TABLE IF EXISTS __lines")
-    return Delivery(dict.fromkeys(paths, "VARCHAR"), f'"{LINE}"', malformed)
+    return Delivery(dict.fromkeys(paths, "VARCHAR"), LINE, malformed)
 
 
 def _malformed_json(places: list[Place], source: Source, duck: Any) -> pa.Table:
-    duck.execute("ALTER TABLE __lines ADD COLUMN __is_object BOOLEAN")
-    duck.execute(
-        f"""UPDATE __lines SET __is_object = CASE WHEN json_valid({LINE})
-        THEN json_type({LINE}) = 'OBJECT' ELSE false END"""
-    )
     bad = duck.execute(
         f"""SELECT {FILE}, {POSITION}, {LINE} FROM __lines WHERE NOT __is_object
         ORDER BY {FILE}, {POSITION}"""
@@ -560,10 +558,10 @@ def _store(duck: Any, rows: pa.Table, malformed: pa.Table) -> Delivery:
     return Delivery(fields, _row_json(fields), malformed)
 
 
-def _create(duck: Any, table: str, rows: pa.Table) -> None:
+def _create(duck: Any, table: str, rows: pa.Table, select: str = "*") -> None:
     duck.register("__arrow", rows)
     try:
-        duck.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT * FROM __arrow")
+        duck.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {select} FROM __arrow")
     finally:
         duck.unregister("__arrow")
 

@@ -45,6 +45,8 @@ def tracking_uri(settings: Settings) -> str:
 def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], run_id: str) -> int:
     """Record a training run and register its model; it is served only once promoted.
 
+    A refresh that was killed after registering a model finds it again: one version a refresh.
+
     Args:
         settings: says where the workspace's data is.
         trained: the model.
@@ -58,6 +60,8 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
 
     with _quiet():
         client = _client(settings)
+        if (registered := _version_of(client, trained.spec.name, run_id)) is not None:
+            return registered
         experiment = _experiment(client, settings, trained.spec.name)
         name = f"{trained.spec.name} as of {trained.split.as_of:%Y-%m-%d}"
         tags = {**_tags(trained, versions, run_id), "mlflow.note.content": model_card(trained)}
@@ -286,6 +290,12 @@ def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, 
         await_creation_for=0,
     )
     return int(made.version)
+
+
+def _version_of(client: MlflowClient, name: str, run_id: str) -> int | None:
+    """The version that a refresh has registered, if it has."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.run_id = '{run_id}'")
+    return int(found[0].version) if found else None
 
 
 def _commit() -> str | None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdp_ml.identity.clustering import cluster_pairs, components, weakest_links
@@ -25,6 +25,7 @@ def grown(one, other, weight, least):
     return {frozenset(members): weakest for members, weakest in trees.values()}
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_components_are_those_of_the_graph(pairs):
     one, other, weight = arrays(pairs)
@@ -33,6 +34,7 @@ def test_components_are_those_of_the_graph(pairs):
     assert {frozenset(np.flatnonzero(label == x)) for x in set(label)} == expected
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_clusters_lie_within_components_and_are_numbered_by_their_first_records(pairs):
     one, other, weight = arrays(pairs)
@@ -61,6 +63,7 @@ def test_a_cluster_is_as_sure_as_the_weakest_link_that_it_needs():
     assert confidence.tolist() == pytest.approx([0.9, 1.0])
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_the_weakest_needed_link_is_that_of_the_maximum_spanning_tree(pairs):
     one, other, weight = arrays(pairs)

@@ -2,19 +2,21 @@ import datetime as dt
 from pathlib import Path
 
 import duckdb
+import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import ROOT, rows, utc
 
-from cdp_ml.config import Comparison, IdentitySpec, load_spec
+from cdp_ml.config import Comparison, Engine, IdentitySpec, load_spec
+from cdp_ml.engine import connect
 from cdp_ml.errors import LinkageError
 from cdp_ml.identity.linkage import link
 
 SPEC = load_spec(Path(ROOT / "models" / "identity.yaml"), IdentitySpec)
 NO_IDENTIFIERS = rows("identifiers")
-GIVEN = "ada ben cleo dora eric fay gus hana ivan june kurt lena milo nora otto pia".split()
-SURNAMES = [a + b for a in "ash bram cald dun".split() for b in "ton ley ford worth by".split()]
+GIVEN = ["ada", "ben", "cleo", "dora", "eric", "fay", "gus", "hana", "ivan", "june", "kurt", "lena"]
+SURNAMES = [a + b for a in ("ash", "bram", "cald", "dun") for b in ("ton", "ley", "ford", "by")]
 
 
 def record(source: str, number: int, **fields: object) -> dict:
@@ -68,49 +70,50 @@ def couples():
     return households(120)
 
 
-def test_partners_who_share_everything_but_name_and_birth_date_stay_two_people(con, couples):
-    records, _ = couples
-    linkage = link(records, NO_IDENTIFIERS, SPEC, con)
-    people = partition(linkage.clusters)
+@pytest.fixture(scope="module")
+def linked(couples):
+    return link(couples[0], NO_IDENTIFIERS, SPEC, connect(Engine()))
+
+
+def test_partners_who_share_everything_but_name_and_birth_date_stay_two_people(linked):
+    people = partition(linked.clusters)
     mixed = [p for p in people if len({number for _, number in p}) > 1]
     found = [p for p in people if len(p) == 2 and len({number for _, number in p}) == 1]
     assert len(mixed) <= 3
-    assert len(found) >= 0.9 * 240
-    assert linkage.model["household"] is not None
+    assert len(found) >= 0.8 * 240
+    assert linked.model["household"] is not None
 
 
 def test_without_the_household_model_partners_are_merged(con, couples):
-    records, _ = couples
-
-    def mixed(household: bool) -> int:
-        spec = SPEC.model_copy(update={"household": household})
-        people = partition(link(records, NO_IDENTIFIERS, spec, con).clusters)
-        return sum(len({number for _, number in p}) > 1 for p in people)
-
-    assert mixed(household=False) >= mixed(household=True)
+    spec = SPEC.model_copy(update={"household": False})
+    people = partition(link(couples[0], NO_IDENTIFIERS, spec, con).clusters)
+    assert sum(len({number for _, number in p}) > 1 for p in people) > 60
 
 
-def test_two_runs_give_the_same_edges_clusters_and_model(con, couples):
-    records, _ = couples
-    shuffled = records.take(np.random.default_rng(1).permutation(len(records)))
-    one = link(records, NO_IDENTIFIERS, SPEC, con)
+def test_order_and_threads_do_not_change_edges_clusters_or_model(con, couples, linked):
+    shuffled = couples[0].take(np.random.default_rng(1).permutation(len(couples[0])))
     con.raw_sql("SET threads = 1")
-    other = link(shuffled, NO_IDENTIFIERS, SPEC, con)
-    assert one.edges.equals(other.edges)
-    assert one.clusters.equals(other.clusters)
-    assert one.model == other.model
+    again = link(ibis.memtable(shuffled), ibis.memtable(NO_IDENTIFIERS), SPEC, con)
+    assert again.edges.equals(linked.edges)
+    assert again.clusters.equals(linked.clusters)
+    assert again.model == linked.model
 
 
-def test_edges_name_the_lesser_record_first_and_what_they_rest_on(con, couples):
-    edges = link(couples[0], NO_IDENTIFIERS, SPEC, con).edges.to_pylist()
+def test_edges_name_the_lesser_record_first_and_what_they_rest_on(linked):
+    edges = linked.edges.to_pylist()
     assert all(e["record_l"] < e["record_r"] for e in edges)
     assert all(e["match_probability"] >= SPEC.threshold for e in edges)
     assert all(e["evidence"].startswith("given_name: ") for e in edges)
 
 
-def test_every_record_is_in_one_cluster_with_the_probability_of_its_weakest_link(con, couples):
-    clusters = link(couples[0], NO_IDENTIFIERS, SPEC, con).clusters
-    assert clusters.select(["source", "source_record_id"]).num_rows == len(couples[0])
+def test_every_record_is_in_one_cluster_with_the_probability_of_its_weakest_link(linked, couples):
+    clusters = linked.clusters
+    keys = ["source", "source_record_id"]
+    assert (
+        clusters.select(keys)
+        .sort_by([(k, "ascending") for k in keys])
+        .equals(couples[0].select(keys).sort_by([(k, "ascending") for k in keys]))
+    )
     confidence = clusters["confidence"].to_numpy()
     assert ((confidence >= SPEC.threshold) & (confidence <= 1)).all()
 

@@ -103,13 +103,17 @@ def test_only_promotion_makes_a_champion(workspace):
     from dataclasses import replace
 
     other = replace(fitted(), spec=fitted().spec.model_copy(update={"name": "other"}))
-    first, second = (registry.log_run(workspace, other, {}, "run-2") for _ in range(2))
+    first, second = (registry.log_run(workspace, other, {}, run) for run in ("run-2", "run-2b"))
     assert (first, second) == (1, 2)
     assert registry.champion_version(workspace, "other") is None
     registry.promote(workspace, "other", first)
     assert registry.champion_version(workspace, "other") == first
     registry.promote(workspace, "other", second)
     assert registry.champion_version(workspace, "other") == second
+
+
+def test_a_refresh_that_was_killed_after_registering_finds_its_version_again(workspace, version):
+    assert registry.log_run(workspace, fitted(), {}, "run-1") == version
 
 
 def test_what_is_not_there_is_said(workspace, version):
