@@ -281,9 +281,9 @@ class IdentitySpec(Spec):
     prior_rules: tuple[str, ...]
     deterministic: tuple[str, ...] = ()
     max_group: PositiveInt = 8
-    threshold: Share = 0.95
-    recall: Share = 0.7
-    max_pairs: PositiveInt = 50_000_000
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    max_pairs: PositiveInt = 20_000_000
     household: bool = True
     seed: int = 1
 

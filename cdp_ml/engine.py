@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from cdp_ml.config import Engine
@@ -22,6 +23,9 @@ def connect(engine: Engine) -> SQLBackend:
 
     if engine.backend == "spark":
         return _connect_spark()
+    # Ibis 12 calls a method that DuckDB 2.0 renames; once a library has asked to see such warnings
+    # (Feast does), every user would.
+    warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
     con = ibis.duckdb.connect(threads=engine.threads, memory_limit=engine.memory_limit)
     con.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return con

@@ -542,8 +542,9 @@ def _consenting(run: Run, members: list[Table]) -> Table:
     from cdp_ml.privacy.consent import consented_customers
     from cdp_ml.segments import keep_consenting
 
-    declared = [run.settings.segments, *(spec.segments for spec in run.models.values())]
-    purposes = {n: s.consent for group in declared for n, s in group.items() if s.consent}
+    purposes = {n: s.consent for n, s in run.settings.segments.items() if s.consent}
+    for spec in run.models.values():
+        purposes |= {n: cut.consent for n, cut in spec.segments.items() if cut.consent}
     consents, crosswalk = run.read("consents"), run.read("crosswalk")
     allowed = {
         purpose: consented_customers(consents, crosswalk, purpose, run.as_of)

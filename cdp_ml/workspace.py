@@ -228,7 +228,9 @@ def eligible_features(
 
     spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
     spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
-    store = open_store(settings, lake.versions, online_path(settings, lake.versions["online_store"]))
+    store = open_store(
+        settings, lake.versions, online_path(settings, lake.versions["online_store"])
+    )
     frame = training_features(store, spec.features, spine)
     held = con.create_table("_features", frame, temp=True, overwrite=True)
     chosen = eligible(con, held, spec)

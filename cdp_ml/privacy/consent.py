@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 
-def consented_customers(
-    consents: Table, crosswalk: Table, purpose: str, as_of: datetime
-) -> Table:
+def consented_customers(consents: Table, crosswalk: Table, purpose: str, as_of: datetime) -> Table:
     """The customers whose latest word on a purpose, as of an instant, is a grant.
 
     A customer speaks through any record; the latest grant or withdrawal counts, and at equal times

@@ -16,7 +16,15 @@ from cdp_ml.refresh import STEPS
 from cdp_ml.synthetic import generate
 from cdp_ml.truth import evaluate_workspace
 
-CLOCK = {"valid_from", "valid_to", "ingested_at", "started_at", "published_at", "run_id", "event_id"}
+CLOCK = {
+    "valid_from",
+    "valid_to",
+    "ingested_at",
+    "started_at",
+    "published_at",
+    "run_id",
+    "event_id",
+}
 """Columns that may hold the time of the run."""
 
 
@@ -56,7 +64,10 @@ def deliver_more(home):
     path = home / "data" / "demo" / "newsletter" / "subscribers.csv"
     lines = path.read_text().splitlines()
     number, mail, *rest = lines[5].split(",")
-    added = [",".join(["N99000001", mail, *rest]), ",".join([number, "corrected@new.example", *rest])]
+    added = [
+        ",".join(["N99000001", mail, *rest]),
+        ",".join([number, "corrected@new.example", *rest]),
+    ]
     path.write_text("\n".join([*lines, *added]) + "\n")
     shutil.copytree(ROOT / "models", home / "models")
     with (home / "models" / "purchase_30d.yaml").open("a") as specification:
