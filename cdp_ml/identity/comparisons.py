@@ -39,6 +39,12 @@ class Kind:
     levels: tuple[Level, ...]
     household: bool = False
     """Whether it can tell members of a household apart."""
+    typical_share: float = 0.0
+    """Share of matches among pairs that agree exactly, where nothing else tells: a belief."""
+
+    def uses(self, column: str) -> bool:
+        """Whether a condition names the column; training within it then teaches nothing here."""
+        return any(f"{column}_l" in sql for sql in (self.null, *(x.sql for x in self.levels)))
 
 
 def _missing(column: str) -> str:
@@ -96,6 +102,7 @@ KINDS: dict[str, Kind] = {
             Level("different", "ELSE", 0.12),
         ),
         household=True,
+        typical_share=0.9,
     ),
     "phone": Kind(
         ("phone",),
@@ -106,6 +113,7 @@ KINDS: dict[str, Kind] = {
             Level("different", "ELSE", 0.22),
         ),
         household=True,
+        typical_share=0.8,
     ),
     "birth_date": Kind(
         ("birth_date",),

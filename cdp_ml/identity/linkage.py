@@ -1,9 +1,11 @@
 """Which records are one person: Splink weighs the pairs, deterministic identifiers join for sure.
 
-The model is that of Fellegi and Sunter (1969), trained without labels as Splink does it: the prior
-from deterministic rules, `u` from random pairs, `m` by expectation maximisation within several
-blocking rules. Three things are added:
+The model is that of Fellegi and Sunter (1969), trained without labels as Splink does it: a first
+prior from deterministic rules, `u` from random pairs, `m` by expectation maximisation within
+several blocking rules. Four things are added:
 
+- The prior is then taken from the shares of matches that the training found among the pairs that
+  agree on a field (the deterministic rules see too few where records have many errors).
 - `u` is corrected for the true matches among the random pairs. In small data they are most of the
   agreements on an e-mail or a birth date, and would make these look common.
 - A second model, trained among those who share surname and postcode, weighs what tells members of
@@ -261,11 +263,11 @@ def _train(
     with _quiet_splink():
         linker = _linker(db, comparisons, rules, prior)
         _sample_u(db, linker, spec.seed)
-        training = _usable_rules(spec.training_rules, filled)
-        shares = _maximise(db, linker, training)
+        shares = _maximise(db, linker, _teaching_rules(spec, kinds, filled))
         model: dict[str, Any] = linker.misc.save_model_to_json()
         model["kinds"] = {c.field: c.kind for c in spec.comparisons if c.field in kinds}
-        singles = {k[0]: share for k, share in shares.items() if len(k) == 1}
+        singles = {f: kind.typical_share for f, kind in kinds.items() if kind.typical_share}
+        singles |= {k[0]: share for k, share in shares.items() if len(k) == 1}
         prior = _prior_by_training(db, model, singles, filled) or prior
         model["probability_two_random_records_match"] = prior
         _correct_u(db, model, prior, singles)
@@ -335,14 +337,28 @@ def _sample_u(db: DuckDBPyConnection, linker: Any, seed: int) -> None:
     db.execute(f"SET threads = {threads}")
 
 
+def _teaching_rules(
+    spec: IdentitySpec, kinds: Mapping[str, Kind], filled: Mapping[str, int]
+) -> list[tuple[str, ...]]:
+    """The training rules that leave a comparison to be learned."""
+    return [
+        expressions
+        for rule, expressions in _usable_rules(spec.training_rules, filled).items()
+        if any(
+            not any(kind.uses(c) for _, columns in _expressions(rule) for c in columns)
+            for kind in kinds.values()
+        )
+    ]
+
+
 def _maximise(
-    db: DuckDBPyConnection, linker: Any, rules: Mapping[str, tuple[str, ...]]
+    db: DuckDBPyConnection, linker: Any, rules: list[tuple[str, ...]]
 ) -> dict[tuple[str, ...], float]:
     """Estimate `m` within each rule; returns the share of matches found among its pairs."""
     from splink import block_on
 
     shares = {}
-    for expressions in rules.values():
+    for expressions in rules:
         # Splink drops comparisons from its settings for good when a session finds no pairs.
         if _count_pairs(db, expressions) < LEAST_TRAINING_PAIRS:
             log.info("identity: too few pairs share %s to learn from", ", ".join(expressions))
@@ -364,7 +380,7 @@ def _prior_by_training(
     shares: Mapping[str, float],
     filled: Mapping[str, int],
 ) -> float | None:
-    """The prior as the training sees it; None if no training rule is a comparison's field alone.
+    """The prior as the training sees it; None if it knows no share of matches for any field.
 
     Of all matches, those whose records both have the field (`filled`) and agree on it (`m`) are
     the share of matches found among the pairs that agree on it; the median of such fields counts.
@@ -374,17 +390,18 @@ def _prior_by_training(
     everyone = _count_pairs(db, ("true",))
     records = _count_rows(db, "people")
     found = [
-        shares[field] * _count_pairs(db, (field,)) / (m * (filled[field] / records) ** 2 * everyone)
-        for field, m in _trained_exact(model).items()
-        if field in shares
+        shares[field] * pairs / (m * (filled[field] / records) ** 2 * everyone)
+        for field, m in _exact_m(model).items()
+        if field in shares and (pairs := _count_pairs(db, (field,)))
     ]
     return _rounded(min(max(median(found), 0.5 / everyone), 0.5)) if found else None
 
 
-def _trained_exact(model: dict[str, Any]) -> dict[str, float]:
-    """The trained `m` of exact agreement, by field."""
+def _exact_m(model: dict[str, Any]) -> dict[str, float]:
+    """`m` of exact agreement by field, as trained or else as declared."""
     best = {c["output_column_name"]: c["comparison_levels"][1] for c in model["comparisons"]}
-    return {f: x["m_probability"] for f, x in best.items() if "m_probability" in x}
+    declared = {f: KINDS[kind].levels[0].m for f, kind in model["kinds"].items()}
+    return {f: best[f].get("m_probability", m) for f, m in declared.items()}
 
 
 def _correct_u(

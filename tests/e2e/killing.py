@@ -45,7 +45,8 @@ def refresh_and_die(home, step, moment):
     refresh = importlib.import_module("cdp_ml.refresh")
     lake = importlib.import_module("cdp_ml.lake")
     current = []
-    commit, save, publish = lake.Lake._commit, refresh.Journal.save, refresh.publish
+    journal = importlib.import_module("cdp_ml.journal").Journal
+    commit, save, publish = lake.Lake._commit, journal.save, refresh.publish
 
     def commit_then_die(*arguments, **options):
         version = commit(*arguments, **options)
@@ -53,10 +54,10 @@ def refresh_and_die(home, step, moment):
             die()
         return version
 
-    def die_before_saving(journal):
+    def die_before_saving(written):
         if current[-1:] == [step] and moment == "before it is recorded":
             die()
-        save(journal)
+        save(written)
 
     def die_around_publishing(*arguments):
         if moment == "before the publication":
@@ -66,7 +67,7 @@ def refresh_and_die(home, step, moment):
             die()
 
     lake.Lake._commit = commit_then_die
-    refresh.Journal.save = die_before_saving
+    journal.save = die_before_saving
     refresh.publish = die_around_publishing
     refresh.refresh(home, tell=lambda name, what: current.append(name if what == "run" else ""))
 

@@ -60,7 +60,7 @@ def content(home):
 
 
 def deliver_more(home):
-    """A subscriber who is a customer already, a corrected row, and a model that is to be retrained."""
+    """A subscriber who is a customer already, a corrected row, a model to be retrained."""
     path = home / "data" / "demo" / "newsletter" / "subscribers.csv"
     lines = path.read_text().splitlines()
     number, mail, *rest = lines[5].split(",")

@@ -183,6 +183,17 @@ DEGENERATE = {
     ),
     "two equal records": (rows("records", record("a", 1, **NAMED), record("b", 1, **NAMED)), 1),
     "all records equal": (rows("records", *(record("crm", n, **NAMED) for n in range(15))), 1),
+    "an e-mail is all there is": (
+        rows(
+            "records",
+            *(record("news", n, email=f"{n // 2}@post.example") for n in range(100)),
+        ),
+        50,
+    ),
+    "names are all there is": (
+        rows("records", *(record("crm", n, given_name="ada", surname="by") for n in range(300))),
+        300,
+    ),
     "unicode": (
         rows("records", record("a", 1, given_name="søren", surname="吴"), record("b", 2)),
         2,
