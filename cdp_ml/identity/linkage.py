@@ -12,8 +12,8 @@ several blocking rules. Four things are added:
   a household apart. Pairs that share address, phone or e-mail get the lesser of the two weights.
 - Clusters come from average linkage (`cdp_ml.identity.clustering`), not from chaining.
 
-All records are concatenated into one table and linked by an integer id, which to Splink is
-`dedupe_only` and compares the same pairs as `link_and_dedupe` over one table a source.
+All records are in one table, under integer ids and with their source: Splink's `link_and_dedupe`,
+or `dedupe_only` where there is but one source.
 """
 
 from __future__ import annotations
@@ -295,8 +295,10 @@ def _linker(
     """A Splink linker; one `DuckDBAPI` each, because its cache would serve stale tables."""
     from splink import DuckDBAPI, Linker, SettingsCreator, block_on
 
+    sources = db.execute("SELECT count(DISTINCT source) FROM people").fetchall()[0][0]
     settings = SettingsCreator(
-        link_type="dedupe_only",
+        link_type="link_and_dedupe" if sources > 1 else "dedupe_only",
+        source_dataset_column_name="source",
         comparisons=comparisons,
         blocking_rules_to_generate_predictions=[block_on(*e) for e in rules.values()],
         probability_two_random_records_match=prior,
