@@ -103,7 +103,7 @@ def serve(
     check: Annotated[bool, typer.Option(help="Start, ask for one score, print it, stop.")] = False,
 ) -> None:
     """Serve scores, profiles and segments over HTTP."""
-    from cdp_ml.online import check_service, serve_command
+    from cdp_ml.serve import check_service, serve_command
     from cdp_ml.workspace import open_workspace
 
     settings = open_workspace(home).settings

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from published import AS_OF, SCORED, fill_online_store, make_workspace, traits
 
-from cdp_ml import online
+from cdp_ml import online, serve
 from cdp_ml.config import Settings, load_settings
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
 
@@ -163,12 +163,12 @@ def test_a_new_publication_takes_over_whole_and_a_broken_one_does_not(tmp_path):
 
 def test_only_an_address_of_this_machine_that_is_free_is_served(workspace):
     with pytest.raises(ConfigError, match="'localhost': not an IP address"):
-        online.serve_command(workspace.settings, "localhost", 3000)
+        serve.serve_command(workspace.settings, "localhost", 3000)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="in use; choose another --port"):
-            online.serve_command(workspace.settings, "127.0.0.1", taken.getsockname()[1])
+            serve.serve_command(workspace.settings, "127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_service_that_cannot_start_shows_its_log_and_leaves_nothing_behind(tmp_path):
@@ -179,7 +179,7 @@ def test_a_service_that_cannot_start_shows_its_log_and_leaves_nothing_behind(tmp
     before = children()
     with (
         pytest.raises(CdpError, match=r"the service ended; the end of its log:(.|\n)*absent"),
-        online.running_service(load_settings(home)),
+        serve.running_service(load_settings(home)),
     ):
         pass
     assert children() == before

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from published import make_workspace
 
-from cdp_ml import online
+from cdp_ml import serve
 from cdp_ml.config import shipped
 
 
@@ -50,7 +50,7 @@ def unpublished(tmp_path_factory):
     home = tmp_path_factory.mktemp("serving")
     workspace = make_workspace(home / "ws")
     log = home / "service.log"
-    with online.running_service(workspace.settings, until="livez", log=log) as url:
+    with serve.running_service(workspace.settings, until="livez", log=log) as url:
         yield Service(url, log, workspace)
 
 
@@ -175,7 +175,7 @@ def test_an_unforeseen_error_tells_neither_caller_nor_log_what_the_data_was(monk
 
 def test_check_service_shows_a_score_with_reasons_and_stops_what_it_started(service):
     before = children()
-    answer = online.check_service(service.workspace.settings)
+    answer = serve.check_service(service.workspace.settings)
     assert (answer["model"], answer["in_population"]) == ("purchase_30d", True)
     assert answer["reasons"]
     assert children() == before
