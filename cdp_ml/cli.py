@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -25,6 +26,17 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 HERE = Path()
+MENDABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What a file system refuses for the user to mend: no space, no permission, no folder there."""
 
 
 @app.command()
@@ -61,7 +73,7 @@ def refresh(
 
     with summary.progress(as_json) as tell:
         outcome = run(home, force, tell)
-    _print(summary.as_dict(outcome), summary.render(outcome), as_json)
+    _print(summary.as_dict(outcome), summary.render(outcome, home), as_json)
 
 
 @app.command()
@@ -136,11 +148,16 @@ def _print(content: Any, readable: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a `CdpError` is one line on stderr and exit code 1."""
+    """Run the command line; what the user can mend is one line on stderr and exit code 1."""
     try:
-        app()
+        app(prog_name="cdp-ml")
     except CdpError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
 
 

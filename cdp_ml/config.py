@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -18,14 +19,21 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from cdp_ml.errors import ConfigError, nearest
 
@@ -39,7 +47,26 @@ def _known_timezone(name: str) -> str:
     return name
 
 
+def _known_region(code: str) -> str:
+    from phonenumbers import SUPPORTED_REGIONS
+
+    if code not in SUPPORTED_REGIONS:
+        raise ValueError(f"no region '{code}'; write an ISO 3166 code such as GB, US or DE")
+    return code
+
+
+def _as_instant(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("latest", "now"):
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            raise ValueError("write 'latest', 'now' or a date such as 2026-05-01") from None
+    return value
+
+
 TimeZone = Annotated[str, AfterValidator(_known_timezone)]
+Region = Annotated[str, AfterValidator(_known_region)]
+AsOf = Annotated[date | Literal["latest", "now"], BeforeValidator(_as_instant)]
 
 
 class Spec(BaseModel):
@@ -90,7 +117,7 @@ class Source(Spec):
     path: str
     format: Literal["csv", "jsonl", "parquet", "sql"] | None = None
     table: str | None = None
-    delimiter: str = ","
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     encoding: str = "utf-8"
     timezone: TimeZone = "UTC"
     fields: dict[str, str | FieldMap]
@@ -158,6 +185,11 @@ class Truth(Spec):
     outcomes: str | None = None
 
 
+def _check_people(place: str, name: str, people: Sequence[str]) -> None:
+    if name not in people:
+        raise ValueError(f"{place}: no people source '{name}'; {nearest(name, people)}")
+
+
 class Settings(BaseSettings):
     """A workspace's configuration: cdp.yaml under the environment's overrides."""
 
@@ -168,8 +200,8 @@ class Settings(BaseSettings):
     name: str = "cdp"
     home: Path = Path()
     data_dir: str = ".cdp"
-    as_of: date | Literal["latest", "now"] = "latest"
-    region: Annotated[str, Field(pattern="^[A-Z]{2}$")] = "GB"
+    as_of: AsOf = "latest"
+    region: Region = "GB"
     history_months: PositiveInt = 12
     engine: Engine = Engine()
     sources: dict[str, Source]
@@ -180,15 +212,26 @@ class Settings(BaseSettings):
 
     @field_validator("sources")
     @classmethod
-    def _logins_name_people(cls, sources: dict[str, Source]) -> dict[str, Source]:
+    def _logins_and_consents_name_people(cls, sources: dict[str, Source]) -> dict[str, Source]:
         people = [name for name, source in sources.items() if source.kind == "people"]
         for name, source in sources.items():
-            if source.login and source.login.source not in people:
-                raise ValueError(
-                    f"{name}.login.source: no people source '{source.login.source}'; "
-                    f"{nearest(source.login.source, people)}"
-                )
+            if source.login:
+                _check_people(f"{name}.login.source", source.login.source, people)
+            if source.kind == "consents" and source.identifier_type:
+                _check_people(f"{name}.identifier_type", source.identifier_type, people)
         return sources
+
+    @field_validator("profiles")
+    @classmethod
+    def _trusted_are_people(
+        cls, profiles: dict[str, Survivorship], info: ValidationInfo
+    ) -> dict[str, Survivorship]:
+        sources = info.data.get("sources", {})
+        people = [name for name, source in sources.items() if source.kind == "people"]
+        for field, rule in profiles.items():
+            for name in rule.trust if sources else ():
+                _check_people(f"{field}.trust", name, people)
+        return profiles
 
     @classmethod
     def settings_customise_sources(
@@ -327,8 +370,12 @@ def load_models(settings: Settings) -> dict[str, ModelSpec]:
     chosen = tuple(names) if settings.models is None else settings.models
     for name in chosen:
         if name not in names:
-            raise ConfigError(f"no model '{name}' in {folder}; {nearest(name, names)}")
-    return {name: load_spec(names[name], ModelSpec) for name in chosen}
+            raise ConfigError(f"models: no '{name}' in {folder}; {nearest(name, names)}")
+    specs = {name: load_spec(names[name], ModelSpec) for name in chosen}
+    for name, spec in specs.items():
+        if spec.name != name:
+            raise ConfigError(f"{names[name]}: name: '{spec.name}', must be the file's: '{name}'")
+    return specs
 
 
 def as_of_instant(settings: Settings, latest: datetime | None) -> datetime:
@@ -348,25 +395,64 @@ def as_of_instant(settings: Settings, latest: datetime | None) -> datetime:
     return min(day, today) + timedelta(days=1)
 
 
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        ConfigError: if it is absent or is no such file; the message names the line.
+    """
+    return _read(path)[1]
+
+
 def _load(path: Path, spec: type[AnySpec], **extra: Any) -> AnySpec:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text)
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; 'cdp-ml init DIR' makes a workspace to start from"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_yaml_place(error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {type(content).__name__}")
+    node, content = _read(path)
     try:
         return spec(**content, **extra)
     except ValidationError as error:
         raise ConfigError(_explain(error, path, node, spec)) from None
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}: must be JSON, such as '{{}}'") from None
+
+
+def _read(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
+    """The document with its lines, and its content."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text)
+        content = yaml.safe_load(text)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file; {_remedy(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_place(error)}") from None
+    if node is None or not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {found}")
+    for key in _repeated_keys(node):
+        raise ConfigError(f"{path}:{key.start_mark.line + 1}: '{key.value}' stands twice; keep one")
+    return node, content
+
+
+def _remedy(path: Path) -> str:
+    if path.name == "cdp.yaml":
+        return "'cdp-ml init DIR' makes a workspace to start from"
+    return f"copy the one that ships with cdp-ml: {shipped(path.parent.name) / path.name}"
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """The keys that stand twice in one mapping; YAML itself would silently take the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        yield from (k for i, (k, _) in enumerate(node.value) if k.value in keys[:i])
+        for _, value in node.value:
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated_keys(value)
 
 
 def _yaml_place(error: yaml.YAMLError) -> str:
@@ -380,15 +466,49 @@ def _explain(
 ) -> str:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if not _is_union_tag(part)]
-    line = _line_of(node, where)
     hint = first["msg"].removeprefix("Value error, ")
+    # A validator over several parts begins its message with the part that is wrong.
+    line = _line_of(node, where + hint.partition(": ")[0].split("."))
     if first["type"] == "extra_forbidden":
         hint = f"unknown key; {nearest(where[-1], _valid_keys(spec, where[:-1]))}"
     if first["type"] == "missing":
         hint = "is required and missing"
-    place = f"{path}:{line}" if line else f"{path} or environment"
+    place = _variable(where) if issubclass(spec, BaseSettings) else None
+    place = place or (f"{path}:{line}" if line else f"{path} or environment")
     others = error.error_count() - 1
     return f"{place}: {'.'.join(where)}: {hint}" + (f" (and {others} more)" if others else "")
+
+
+def _variable(where: list[str]) -> str | None:
+    """The environment variable that sets a value or a part of it, if there is one."""
+    names = ["CDP_" + "__".join(where[:n]).upper() for n in range(len(where), 0, -1)]
+    return next((f"environment variable {name}" for name in names if name in os.environ), None)
+
+
+def located(message: str, settings: Settings) -> str:
+    """Put the file and line before a message that begins with a place in a specification.
+
+    Args:
+        message: such as "segments.vip.where: ..." (of cdp.yaml) or
+            "models/churn_90d.yaml: population: ...".
+        settings: of the workspace.
+
+    Returns:
+        The message with the place as `path:line`; as it was if it begins with no such place.
+    """
+    file, _, rest = message.partition(": ")
+    path, inside = settings.home / "cdp.yaml", message
+    if file == str(path):
+        inside = rest
+    elif file.startswith("models/") and file.endswith(".yaml"):
+        path, inside = settings.share("models") / file.removeprefix("models/"), rest
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return message
+    where = inside.partition(": ")[0].split(".")
+    keys = [k.value for k, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return f"{path}:{_line_of(node, where)}: {inside}" if where[0] in keys else message
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cdp_ml.config import Engine
@@ -17,8 +19,9 @@ def connect(engine: Engine) -> SQLBackend:
     """Open the engine, in UTC and within its limits.
 
     Raises:
-        ConfigError: if Spark is asked for and not installed.
+        ConfigError: if Spark is asked for and not installed, or `memory_limit` is no amount.
     """
+    import duckdb
     import ibis
 
     if engine.backend == "spark":
@@ -26,7 +29,13 @@ def connect(engine: Engine) -> SQLBackend:
     # Ibis 12 calls a method that DuckDB 2.0 renames; once a library has asked to see such warnings
     # (Feast does), every user would.
     warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
-    con = ibis.duckdb.connect(threads=engine.threads, memory_limit=engine.memory_limit)
+    try:
+        con = ibis.duckdb.connect(threads=engine.threads, memory_limit=engine.memory_limit)
+    except duckdb.ProgrammingError:
+        raise ConfigError(
+            f"engine.memory_limit: not an amount of memory: '{engine.memory_limit}'; "
+            "write such as 2GB"
+        ) from None
     con.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return con
 
@@ -37,31 +46,58 @@ def _connect_spark() -> SQLBackend:
     try:
         from pyspark.sql import SparkSession
     except ImportError:
-        raise ConfigError("engine.backend is 'spark': pip install 'cdp-ml[spark]'") from None
+        raise ConfigError(
+            "engine.backend: 'spark' is not installed: pip install 'cdp-ml[spark]'"
+        ) from None
     session = SparkSession.builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
     return ibis.pyspark.connect(session)
 
 
-def where(con: SQLBackend, table: Table, condition: str, origin: str) -> Table:
-    """Keep the rows of `table` that satisfy an SQL condition written by a person.
+def where(con: SQLBackend, table: Table, condition: str, origin: str, keep: Sequence[str]) -> Table:
+    """Find the rows of `table` that satisfy an SQL condition written by a person.
+
+    The condition is evaluated at once, so that whoever wrote it hears what is wrong with it.
 
     Args:
         con: the engine that the table belongs to.
         table: any columns.
         condition: SQL in DuckDB's dialect over these columns; translated for Spark.
         origin: where the condition is written, for the message.
+        keep: the columns to return.
+
+    Returns:
+        A temporary table of these columns.
 
     Raises:
-        ConfigError: if it is not SQL or names a column that the table does not have.
+        ConfigError: if it is not SQL, names a column that the table does not have, or cannot be
+            evaluated for some row.
     """
     from ibis.util import gen_name
 
     checked = check_condition(condition, table.columns, origin, dialect=con.name)
-    source, kept = gen_name("where_source"), gen_name("where")
+    source, satisfied, kept = (gen_name(n) for n in ("where_source", "where", "kept"))
     con.create_view(source, table)
-    # Ibis 12's Table.sql calls a method that DuckDB 2.0 no longer has; a view says the same.
-    con.raw_sql(f"CREATE VIEW {kept} AS SELECT * FROM {source} WHERE {checked}")
-    return con.table(kept)
+    with _blaming(origin):
+        # Ibis 12's Table.sql calls a method that DuckDB 2.0 no longer has; a view says the same.
+        con.raw_sql(f"CREATE VIEW {satisfied} AS SELECT * FROM {source} WHERE {checked}")
+        return con.create_table(kept, con.table(satisfied).select(*keep), temp=True)
+
+
+@contextmanager
+def _blaming(origin: str) -> Iterator[None]:
+    """Say where the condition is written that the engine cannot evaluate, without any value."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.DataError:
+        raise ConfigError(
+            f"{origin}: cannot be evaluated for some rows; write a comparison, and "
+            "TRY_CAST(column AS type) where types differ"
+        ) from None
+    except duckdb.ProgrammingError as error:
+        problem = str(error).splitlines()[0].partition(": ")[2]
+        raise ConfigError(f"{origin}: {problem}") from None
 
 
 def check_condition(
@@ -75,7 +111,7 @@ def check_condition(
     import sqlglot
     from sqlglot import exp
 
-    refusal = ConfigError(f"{origin}: not an SQL condition: {condition}")
+    refusal = ConfigError(f"{origin}: not an SQL condition: {' '.join(condition.split())}")
     try:
         (parsed,) = sqlglot.parse(f"SELECT 1 WHERE {condition}", dialect="duckdb")
     except (sqlglot.errors.SqlglotError, ValueError):

@@ -8,6 +8,9 @@ holds personal data. The CLI prints it as one line and exits with 1; anything th
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMES = 20
+"""How many names a message lists before it becomes unreadable."""
+
 
 class CdpError(Exception):
     """Something that the user can mend."""
@@ -51,4 +54,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return "valid names: " + (", ".join(names) if names else "none")
+    shown, others = ", ".join(names[:MOST_NAMES]), len(names) - MOST_NAMES
+    return f"valid names: {shown or 'none'}" + (f" and {others} more" if others > 0 else "")

@@ -6,10 +6,13 @@ It is replaced atomically after each step; an interrupted refresh goes on from w
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,9 +26,12 @@ class Journal:
 
     @classmethod
     def load(cls, path: Path, published: dict[str, int]) -> Journal:
-        """Read the journal; without one, start from the published versions."""
+        """Read the journal; without a readable one, start from the published versions."""
         if path.is_file():
-            return cls(path, **json.loads(path.read_text(encoding="utf-8")))
+            try:
+                return cls(path, **json.loads(path.read_text(encoding="utf-8")))
+            except (TypeError, ValueError):
+                log.warning("%s is damaged: every step runs again", path)
         return cls(path, versions=published)
 
     def save(self) -> None:

@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from cdp_ml import steps
-from cdp_ml.config import IdentitySpec, Settings, Spec, load_models, load_settings, load_spec
-from cdp_ml.errors import CdpError
+from cdp_ml.config import (
+    IdentitySpec,
+    Settings,
+    Spec,
+    load_models,
+    load_settings,
+    load_spec,
+    located,
+)
+from cdp_ml.errors import CdpError, ConfigError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, publish
 from cdp_ml.steps import Report, Run
@@ -63,15 +71,31 @@ def refresh(
         CdpError: for whatever the user can mend; the published state is as before.
     """
     settings = load_settings(Path(home))
-    settings.data.mkdir(parents=True, exist_ok=True)
-    with _only_refresh(settings.data):
-        run = _begin(settings)
-        seconds = dict(_run_steps(run, force, tell or (lambda step, what: None)))
-        published = bool(seconds) or not _is_published(run)
-        if published:
-            _publish(run)
-        reports = {step.name: run.report(step.name) for step in STEPS}
-        return Outcome(_last_run_id(run), run.as_of, seconds, reports, published)
+    try:
+        _make_folder(settings.data)
+        with _only_refresh(settings.data):
+            return _refresh(_begin(settings), force, tell or (lambda step, what: None))
+    except CdpError as error:
+        error.args = (located(str(error), settings),)
+        raise
+
+
+def _make_folder(data: Path) -> None:
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"data_dir: cannot make the folder {data}: {error.strerror}; choose another one"
+        ) from None
+
+
+def _refresh(run: Run, force: bool, tell: Callable[[str, str], None]) -> Outcome:
+    seconds = dict(_run_steps(run, force, tell))
+    published = bool(seconds) or not _is_published(run)
+    if published:
+        _publish(run)
+    reports = {step.name: run.report(step.name) for step in STEPS}
+    return Outcome(_last_run_id(run), run.as_of, seconds, reports, published)
 
 
 def _begin(settings: Settings) -> Run:
@@ -92,11 +116,15 @@ def _run_steps(
     run: Run, force: bool, tell: Callable[[str, str], None]
 ) -> Iterator[tuple[str, float]]:
     """Run the steps that are due, noting each in the journal; yields their names and seconds."""
+    is_checked = False
     for step in STEPS:
         known = run.journal.steps.get(step.name, {}).get("fingerprint")
         if not force and known == _fingerprint(step, run):
             tell(step.name, "skip")
             continue
+        if not is_checked:
+            steps.check_specifications(run)
+            is_checked = True
         tell(step.name, "run")
         started = time.perf_counter()
         run.journal.steps[step.name] = {"report": step.run(run)}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _MEMBERS = {"segment": "string", "customer_id": "string"}
+_MEMBER = ("customer_id",)
 
 
 def rule_members(
@@ -35,8 +36,8 @@ def rule_members(
         ConfigError: if a rule is not SQL over the columns of `people`.
     """
     return [
-        _named(where(con, people, segment.where, f"{origin}: segments.{name}.where"), name)
-        for name, segment in segments.items()
+        _named(where(con, people, s.where, f"{origin}: segments.{name}.where", _MEMBER), name)
+        for name, s in segments.items()
     ]
 
 

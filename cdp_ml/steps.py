@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec, ModelSpec, Settings, as_of_instant
-from cdp_ml.errors import NotPromotedError
+from cdp_ml.contracts import PERSON_FIELDS
+from cdp_ml.errors import ConfigError, NotPromotedError, nearest
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run
 from cdp_ml.workspace import (
@@ -93,6 +94,80 @@ class Run:
         return self.lake.read(table, self.con)
 
 
+def check_specifications(run: Run) -> None:
+    """Find what is wrong with the specifications before any work, by a trial without rows.
+
+    Raises:
+        ConfigError: if one names a field, trait, feature or parameter that there is not, or holds
+            a condition that cannot be evaluated.
+        LinkageError: if models/identity.yaml does.
+    """
+    from cdp_ml.identity.linkage import check_specification
+
+    if not run.settings.sources:
+        raise ConfigError("sources: name at least one; 'cdp-ml init DIR' makes an example")
+    for field in run.settings.profiles:
+        if field not in PERSON_FIELDS:
+            hint = nearest(field, PERSON_FIELDS)
+            raise ConfigError(f"profiles.{field}: no field of a person; {hint}")
+    check_specification(run.identity)
+    _check_segments(run)
+    _check_models(run)
+
+
+def _check_segments(run: Run) -> None:
+    from cdp_ml.segments import rule_members
+
+    nobody = run.con.create_table("_nobody", people_schema().empty_table(), temp=True)
+    rule_members(run.con, nobody, run.settings.segments, _origin(run))
+    owners = dict.fromkeys(run.settings.segments, "cdp.yaml")
+    for spec in run.models.values():
+        for name in spec.segments:
+            if name in owners:
+                raise ConfigError(
+                    f"models/{spec.name}.yaml: segments.{name}: {owners[name]} has a segment of "
+                    "this name too; rename one"
+                )
+            owners[name] = f"models/{spec.name}.yaml"
+
+
+def people_schema() -> pa.Schema:
+    """The columns of `people_at`."""
+    import pyarrow as pa
+
+    from cdp_ml.contracts import arrow_schema
+    from cdp_ml.traits import TRAITS as DEFINED
+
+    golden = arrow_schema("customers")
+    traits = [(t.name, pa.type_for_alias(t.type)) for t in DEFINED if t.name not in golden.names]
+    return pa.schema([*golden, *(pa.field(*t) for t in traits)])
+
+
+def _check_models(run: Run) -> None:
+    from cdp_ml.feast_stores import feature_schemas
+    from cdp_ml.learn.clusters import clustering_parameters
+    from cdp_ml.learn.datasets import eligible, feature_names
+    from cdp_ml.learn.estimators import parameters
+
+    services = feature_schemas(run.settings) if run.models else {}
+    for name, spec in run.models.items():
+        if spec.features not in services:
+            hint = nearest(spec.features, services)
+            raise ConfigError(f"models/{name}.yaml: features: no '{spec.features}'; {hint}")
+        nobody = services[spec.features].empty_table()
+        eligible(run.con, run.con.create_table(f"_nobody_{name}", nobody, temp=True), spec)
+        feature_names(spec, nobody)
+        if spec.task == "clustering":
+            clustering_parameters(spec.estimator, name)
+        else:
+            parameters(spec.estimator, 0, f"models/{name}.yaml: estimator")
+
+
+def _origin(run: Run) -> str:
+    """Where the segments are written."""
+    return str(run.settings.home / "cdp.yaml")
+
+
 def ingest(run: Run) -> Report:
     """Read the sources that changed; nothing is written before all of them have been read."""
     from cdp_ml.ingest.batch import read_source
@@ -106,8 +181,9 @@ def ingest(run: Run) -> Report:
         n: read_source(n, declared[n], run.settings.home, run.con, run.known_at) for n in changed
     }
     for name, batch in batches.items():
-        counts = {**batch.counts, **_store_batch(run, declared[name].kind, batch)}
-        sources[name] = {"signature": signatures[name], "kind": declared[name].kind, **counts}
+        kind, reasons = declared[name].kind, _reasons(batch.rejects)
+        counts = {**batch.counts, **_store_batch(run, kind, batch)}
+        sources[name] = {"signature": signatures[name], "kind": kind, "reasons": reasons, **counts}
     _store_rejects(run, {name: batch.rejects for name, batch in batches.items()})
     counted = {n: {k: v for k, v in s.items() if isinstance(v, int)} for n, s in sources.items()}
     ordered = {n: sources[n] for n in signatures}
@@ -146,6 +222,15 @@ def _store_rejects(run: Run, rejects: dict[str, pa.Table]) -> None:
     old = run.lake.arrow("rejects")
     others = old.filter(pc.invert(pc.is_in(old["source"], pa.array(list(rejects), pa.string()))))
     run.lake.write("rejects", pa.concat_tables([others, *rejects.values()]))
+
+
+def _reasons(rejects: pa.Table) -> dict[str, int]:
+    """How many rows were refused for each reason, the most frequent first."""
+    import pyarrow.compute as pc
+
+    counted = pc.value_counts(rejects["reason"]).to_pylist()
+    ordered = sorted(counted, key=lambda r: (-r["counts"], r["values"]))
+    return {r["values"]: r["counts"] for r in ordered}
 
 
 def _span_of_facts(run: Run) -> dict[str, str | None]:
@@ -214,7 +299,21 @@ def traits(run: Run) -> Report:
         run.lake.write(table, rows)
     return {
         "instants": [t.isoformat() for t in instants],
-        "metrics": {t: {"rows": rows.num_rows} for t, rows in built.items()},
+        "metrics": {
+            **{t: {"rows": rows.num_rows} for t, rows in built.items()},
+            **{facts: _attributed(run, facts) for facts in ("transactions", "events")},
+        },
+    }
+
+
+def _attributed(run: Run, facts: str) -> dict[str, int]:
+    """How many facts there are, and how many of them are a known customer's."""
+    rows, links = run.read(facts), run.read("crosswalk")
+    linked = run.read("identifiers").semi_join(links, ["source", "source_record_id"])
+    theirs = rows.semi_join(linked, ["identifier_type", "identifier"])
+    return {
+        "rows": int(rows.count().to_pyarrow().as_py()),
+        "attributed": int(theirs.count().to_pyarrow().as_py()),
     }
 
 
@@ -335,10 +434,9 @@ def segments(run: Run) -> Report:
     from cdp_ml.segments import predicted_members, rule_members, update_membership
 
     people = people_at(run.lake, run.con, run.as_of)
-    origin = str(run.settings.home / "cdp.yaml")
     scores = run.read("scores").filter(lambda t: t.as_of == run.as_of)
     members = [
-        *rule_members(run.con, people, run.settings.segments, origin),
+        *rule_members(run.con, people, run.settings.segments, _origin(run)),
         *predicted_members(scores, {n: run.models[n] for n in model_versions(run)}),
     ]
     former = Lake.published(run.lake.root).read("segment_membership", run.con)
@@ -372,7 +470,10 @@ def _segment_counts(run: Run) -> dict[str, dict[str, int]]:
         left=(m.exited_at == run.as_of).sum(),
     )
     rows = run.con.to_pyarrow(counts).to_pylist()
-    return {r.pop("segment"): {k: int(v or 0) for k, v in r.items()} for r in rows}
+    cuts = (run.models[name].segments for name in model_versions(run))
+    names = [*run.settings.segments, *(segment for cut in cuts for segment in cut)]
+    empty = {name: dict.fromkeys(("customers", "entered", "left"), 0) for name in names}
+    return empty | {r.pop("segment"): {k: int(v or 0) for k, v in r.items()} for r in rows}
 
 
 @cache

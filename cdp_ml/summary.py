@@ -6,7 +6,10 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 from cdp_ml.contracts import TABLES, contract
 
@@ -63,16 +66,19 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def render(outcome: Outcome) -> RenderableType:
-    """The summary of a refresh."""
+def render(outcome: Outcome, home: Path) -> RenderableType:
+    """The summary of a refresh of the workspace `home`."""
     from rich.console import Group
+
+    here = "" if home == Path() else f" -w {escape(str(home))}"
 
     if not outcome.published:
         return (
             f"[green]Up to date.[/] No source, specification or instant has changed since run "
-            f"{outcome.run_id}; nothing was done. ([bold]cdp-ml status[/] shows what is published)"
+            f"{outcome.run_id}; nothing was done. ([bold]cdp-ml status{here}[/] shows what is "
+            "published)"
         )
-    return Group(*_tables(outcome.reports, outcome.as_of), _closing(outcome))
+    return Group(*_tables(outcome.reports, outcome.as_of), _closing(outcome, here))
 
 
 def render_run(run: dict[str, Any]) -> RenderableType:
@@ -92,7 +98,8 @@ def render_evaluation(found: dict[str, Any]) -> RenderableType:
     if identity := found.get("identity"):
         table = _table("Identity against the truth", "measure", ">value")
         for name, value in identity.items():
-            table.add_row(name.replace("_", " "), _number(value))
+            if not name.endswith(("_low", "_high")):
+                table.add_row(name.replace("_", " "), _number(value) + _interval(identity, name))
         parts.append(table)
     if models := found.get("models"):
         table = _table(
@@ -101,7 +108,7 @@ def render_evaluation(found: dict[str, Any]) -> RenderableType:
             ">customers",
             ">AUC",
             ">the truth's AUC",
-            ">share of what is attainable",
+            ">attained share",
         )
         for name, m in models.items():
             share = f"{m['attained']:.1%}"
@@ -134,10 +141,8 @@ def render_tables(name: str | None) -> RenderableType:
 def _tables(reports: dict[str, Any], as_of: Any) -> Iterator[RenderableType]:
     if sources := reports.get("ingest", {}).get("sources"):
         yield _sources(sources)
-    if identity := reports.get("identity", {}).get("metrics", {}).get("identity"):
-        records, customers = int(identity["records"]), int(identity["customers"])
-        when = f"{as_of:%Y-%m-%d}"
-        yield f"[bold]{records:,}[/] records are [bold]{customers:,}[/] customers as of {when}"
+        yield from _refusals(sources)
+    yield _customers(reports, as_of) + "\n"
     if models := reports.get("train", {}).get("models"):
         yield _models(models)
     if segments := reports.get("segments", {}).get("metrics"):
@@ -147,30 +152,69 @@ def _tables(reports: dict[str, Any], as_of: Any) -> Iterator[RenderableType]:
 def _sources(sources: dict[str, Any]) -> RichTable:
     names = ("read", "kept", "repeated", "refused", "filtered")
     table = _table(
-        "Rows: read = kept + repeated + refused + not its",
+        "Rows of the sources: read = kept + repeated + refused + filtered",
         "source",
         ">read",
         ">kept",
         ">repeated",
         ">refused",
-        ">not its",
+        ">filtered",
         ">new",
         ">changed",
     )
     shown = (*names, "new", "changed")
     for source, counts in sources.items():
-        table.add_row(source, *(f"{counts.get(n, 0):,}" for n in shown))
+        table.add_row(escape(source), *(f"{counts.get(n, 0):,}" for n in shown))
     totals = [sum(c.get(n, 0) for c in sources.values()) for n in shown]
     table.add_section()
     table.add_row("all", *(f"{t:,}" for t in totals))
     return table
 
 
+def _refusals(sources: dict[str, Any]) -> Iterator[str]:
+    """Why rows were refused, and where to see them."""
+    reasons = [(s, r, n) for s, c in sources.items() for r, n in c.get("reasons", {}).items()]
+    if reasons:
+        yield "[bold]Refused[/] (each row with its file and line: table 'rejects')"
+        yield from (f"  {n:>9,}  {escape(f'{s}: {r}')}" for s, r, n in reasons)
+        yield ""
+
+
+def _customers(reports: dict[str, Any], as_of: Any) -> str:
+    """How many customers there are, and how much of what happened is theirs."""
+    measured = {k: v for r in reports.values() for k, v in r.get("metrics", {}).items()}
+    found = measured.get("identity", {})
+    records, customers = (int(found.get(k, 0)) for k in ("records", "customers"))
+    if not customers:
+        lines = [f"No customers as of {as_of:%Y-%m-%d}: no source of kind people has any rows"]
+    else:
+        verb = "is" if records == 1 else "are"
+        lines = [
+            f"{_counted(records, 'record')} {verb} {_counted(customers, 'customer')} "
+            f"as of {as_of:%Y-%m-%d}"
+        ]
+    for facts, one in (("transactions", "order line"), ("events", "event")):
+        rows, theirs = (int(measured.get(facts, {}).get(k, 0)) for k in ("rows", "attributed"))
+        if rows and theirs:
+            lines.append(f"[bold]{theirs:,}[/] of {_counted(rows, one)} by known customers")
+        elif rows:
+            lines.append(
+                f"[yellow]0[/] of {_counted(rows, one)} by known customers: see the sources' "
+                "'identifier' and 'identifier_type' in cdp.yaml"
+            )
+    return "\n".join(lines)
+
+
+def _counted(number: int, one: str) -> str:
+    return f"[bold]{number:,}[/] {one}{'' if number == 1 else 's'}"
+
+
 def _models(models: dict[str, Any]) -> RichTable:
     table = _table("Models", "model", ">version", "verdict")
     for name, trained in models.items():
-        version = trained["version"]
-        table.add_row(name, "none" if version is None else str(version), trained["verdict"])
+        version = "none" if trained["version"] is None else str(trained["version"])
+        verdict = trained["verdict"].removeprefix(f"model '{name}': ")
+        table.add_row(escape(name), version, escape(verdict))
     return table
 
 
@@ -178,20 +222,29 @@ def _segments(segments: dict[str, Any]) -> RichTable:
     table = _table("Segments", "segment", ">customers", ">entered", ">left")
     for name, counts in sorted(segments.items()):
         shown = (f"{int(counts[k]):,}" for k in ("customers", "entered", "left"))
-        table.add_row(name, *shown)
+        table.add_row(escape(name), *shown)
     return table
 
 
-def _closing(outcome: Outcome) -> str:
+def _closing(outcome: Outcome, here: str) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gib = peak / 2**30 if sys.platform == "darwin" else peak / 2**20
     steps = ", ".join(f"{name} {s:.1f} s" for name, s in outcome.seconds.items())
     return (
         f"[green]Published[/] run [bold]{outcome.run_id}[/] after "
         f"{sum(outcome.seconds.values()):.1f} s, {gib:.1f} GiB at most ({steps})\n"
-        "Next: [bold]cdp-ml serve[/] (scores over HTTP), [bold]cdp-ml ui[/] (models), "
-        "[bold]cdp-ml status[/] (this again)"
+        "Next: " + ", ".join(f"[bold]cdp-ml {c}[/] ({why})" for c, why in _next(outcome, here))
     )
+
+
+def _next(outcome: Outcome, here: str) -> Iterator[tuple[str, str]]:
+    """What to type next, and why."""
+    models = outcome.reports.get("train", {}).get("models", {})
+    if any(m["version"] is not None for m in models.values()):
+        yield f"serve{here}", "scores over HTTP"
+        yield f"ui{here}", "models"
+    yield f"status{here}", "this again"
+    yield "tables", "what the tables hold"
 
 
 def _table(title: str, *headings: str) -> RichTable:
@@ -204,13 +257,24 @@ def _table(title: str, *headings: str) -> RichTable:
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
+        min_width=len(title),
     )
-    for heading in headings:
+    for number, heading in enumerate(headings):
         right = heading.startswith(">")
         table.add_column(
-            heading.removeprefix(">"), justify="right" if right else "left", no_wrap=right
+            heading.removeprefix(">"),
+            justify="right" if right else "left",
+            no_wrap=right or number == 0,  # a name cut short cannot be looked up
         )
     return table
+
+
+def _interval(measured: dict[str, float], name: str) -> str:
+    """The 95% interval of a measure that has one."""
+    if f"{name}_low" not in measured:
+        return ""
+    return f" ({_number(measured[f'{name}_low'])} to {_number(measured[f'{name}_high'])})"
 
 
 def _number(value: float) -> str:

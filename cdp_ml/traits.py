@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -184,8 +184,9 @@ TRAITS: tuple[Trait, ...] = (
 
     Trait("age_years", _P, "float64", "age", "years",
           lambda t: t.event_timestamp.date().delta(t.birth_date, unit="day") / 365.2425),
-    Trait("tenure_days", _P, "float64", "time since the first record of the customer", "days",
-          lambda t: _days_between(t.first_seen_at, t.event_timestamp)),
+    Trait("tenure_days", _P, "float64",
+          "time since the first record of the customer; null: always known", "days",
+          lambda t: _days_between(_time_or_null(t.first_seen_at), t.event_timestamp)),
     Trait("linked_records", _P, "int64", "records unified in the customer", "records",
           lambda t: t.records),
     Trait("linked_sources", _P, "int64", "sources that know the customer", "sources",
@@ -364,6 +365,14 @@ def _shares(rows: Table, weight: str) -> Table:
     total = by_category.weight.sum().over(ibis.window(group_by="customer_id"))
     share = by_category.weight.cast("float64") / total.cast("float64").nullif(0)
     return by_category.mutate(share=share)
+
+
+def _time_or_null(when: Value) -> Value:
+    """Null for 1970-01-01, which stands for records without a time: they are known always."""
+    import ibis
+
+    epoch = ibis.literal(datetime(1970, 1, 1, tzinfo=UTC), type="timestamp('UTC', 6)")
+    return when.nullif(epoch)
 
 
 def _days_between(start: Value, end: Value) -> Value:

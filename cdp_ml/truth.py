@@ -94,16 +94,13 @@ def _person_of_customer(current: pd.DataFrame, people: pd.DataFrame) -> pd.Serie
 def _evaluate_models(
     workspace: Workspace, outcomes: pd.DataFrame, persons: pd.Series[Any]
 ) -> dict[str, dict[str, float]]:
-    from cdp_ml.learn.registry import load_model
-
     found = {}
     for name, spec in workspace.models.items():
-        version = workspace.lake.versions.get(f"model/{name}")
-        if spec.task != "propensity" or version is None:
+        if spec.task != "propensity" or f"model/{name}" not in workspace.lake.versions:
             continue
         trained_as_of = workspace.run["summary"]["train"]["models"][name]["as_of"]
         frame = labeled_test_frame(workspace, spec, datetime.fromisoformat(trained_as_of))
-        frame["score"] = load_model(workspace.settings, name, version).predict(frame)
+        frame["score"] = workspace.model(name).predict(frame)
         known = _with_truth(frame, outcomes[outcomes["outcome"] == name], persons)
         if known["label"].nunique() == 2:
             found[name] = _compare(known)

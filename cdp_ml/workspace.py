@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import ModelSpec, Settings, environment_home, load_models, load_settings
-from cdp_ml.errors import CdpError, ConfigError, nearest
+from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
 from cdp_ml.lake import Lake, last_run
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
     from cdp_ml.learn.datasets import TimeSplit
+    from cdp_ml.learn.score import Predictor
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,26 @@ class Workspace:
 
         return time_split(self._spec(model), as_of or self.as_of, self._first_fact)
 
+    def model(self, name: str) -> Predictor:
+        """A model's champion: the version with which the published run scored.
+
+        Its `predict` takes the frame of `training_set`, or any other with the model's features;
+        `reasons` tells which features moved each score most, and `assign` names clusters.
+
+        Args:
+            name: a name in models/.
+
+        Raises:
+            ConfigError: if there is no such model.
+            NotPromotedError: if it has no champion.
+        """
+        from cdp_ml.learn.registry import load_model
+
+        version = self.lake.versions.get(f"model/{self._spec(name).name}")
+        if version is None:
+            raise NotPromotedError(f"model '{name}' has no champion; 'cdp-ml status' says why")
+        return load_model(self.settings, name, version)
+
     def _spec(self, model: str) -> ModelSpec:
         if model not in self.models:
             raise ConfigError(f"no model '{model}'; {nearest(model, self.models)}")
@@ -142,7 +163,6 @@ def instants_of(
 
     Models whose history is too short add none.
     """
-    from cdp_ml.errors import NotPromotedError
     from cdp_ml.learn.datasets import time_split
 
     instants = {as_of}
@@ -282,10 +302,13 @@ def make_workspace(folder: Path) -> None:
     """Copy the starter workspace: a commented cdp.yaml and a handful of sample rows.
 
     Raises:
-        ConfigError: if the folder has a cdp.yaml already.
+        ConfigError: if the folder has a cdp.yaml already, or is no folder.
     """
     import shutil
 
     if (folder / "cdp.yaml").exists():
         raise ConfigError(f"{folder / 'cdp.yaml'} exists already; choose another folder")
-    shutil.copytree(Path(__file__).parent / "starter", folder, dirs_exist_ok=True)
+    try:
+        shutil.copytree(Path(__file__).parent / "starter", folder, dirs_exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{folder}: is not a folder; choose another one") from None

@@ -2,9 +2,11 @@
 
 from datetime import date, datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-CUSTOMER = "c_3f2a8d0b9e4c4f0e"
+CUSTOMER = "c3f2a8d0b9e4c4f0e"
+NULLABLE: dict[str, JsonValue] = {"nullable": True}
+"""For fields that may be null: BentoML drops that from a union's schema."""
 
 
 class Request(BaseModel):
@@ -42,7 +44,9 @@ class Reason(BaseModel):
     """A feature that moved the score."""
 
     feature: str = Field(description="name of the feature")
-    value: float | str | bool | None = Field(description="the customer's value; null if unknown")
+    value: float | str | bool | None = Field(
+        description="the customer's value; null if unknown", json_schema_extra=NULLABLE
+    )
     contribution: float = Field(description="how far it moved the score, in the model's own unit")
     meaning: str = Field(description="what the feature says, with its unit")
 
@@ -50,13 +54,41 @@ class Reason(BaseModel):
 class ScoreResponse(BaseModel):
     """A customer's score by a model's champion."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "customer_id": CUSTOMER,
+                "model": "purchase_30d",
+                "model_version": 3,
+                "as_of": "2026-07-01T00:00:00Z",
+                "score": 0.71,
+                "percentile": 0.96,
+                "cluster": None,
+                "in_population": True,
+                "reasons": [
+                    {
+                        "feature": "orders_90d",
+                        "value": 7,
+                        "contribution": 0.56,
+                        "meaning": "orders within 90 days [orders]",
+                    }
+                ],
+            }
+        }
+    )
+
     customer_id: str = Field(description="our id of the customer")
     model: str = Field(description="name of the model")
     model_version: int = Field(description="the champion's version in the registry")
     as_of: datetime = Field(description="the instant of the features, UTC")
-    score: float = Field(description="calibrated probability, or distance to the cluster's center")
-    percentile: float | None = Field(description="share of scored customers below, 0 to 1")
-    cluster: str | None = Field(description="name of the cluster; null unless the model clusters")
+    score: float = Field(description="probability, or distance to the cluster's center")
+    percentile: float | None = Field(
+        description="share of scored customers below, 0 to 1", json_schema_extra=NULLABLE
+    )
+    cluster: str | None = Field(
+        description="name of the cluster; null unless the model clusters",
+        json_schema_extra=NULLABLE,
+    )
     in_population: bool = Field(description="whether the model was made for customers like this")
     reasons: list[Reason] = Field(description="what moved the score, the weightiest first")
 
@@ -65,7 +97,9 @@ class FieldValue(BaseModel):
     """A field of the golden record."""
 
     value: str | date = Field(description="the surviving value")
-    source: str | None = Field(description="the source that it was taken from")
+    source: str | None = Field(
+        description="the source that it was taken from", json_schema_extra=NULLABLE
+    )
 
 
 class ProfileResponse(BaseModel):
@@ -74,11 +108,19 @@ class ProfileResponse(BaseModel):
     customer_id: str = Field(description="our id of the customer")
     as_of: datetime = Field(description="the instant of the run that unified it, UTC")
     fields: dict[str, FieldValue] = Field(description="what is known, by name")
-    records: int | None = Field(description="how many records of the sources it unifies")
+    records: int | None = Field(
+        description="how many records of the sources it unifies", json_schema_extra=NULLABLE
+    )
     sources: list[str] = Field(description="the sources of these records")
-    identity_confidence: float | None = Field(description="probability of the weakest link")
-    first_seen_at: datetime | None = Field(description="earliest record, UTC")
-    last_seen_at: datetime | None = Field(description="latest change of a record, UTC")
+    identity_confidence: float | None = Field(
+        description="probability of the weakest link", json_schema_extra=NULLABLE
+    )
+    first_seen_at: datetime | None = Field(
+        description="earliest record, UTC", json_schema_extra=NULLABLE
+    )
+    last_seen_at: datetime | None = Field(
+        description="latest change of a record, UTC", json_schema_extra=NULLABLE
+    )
 
 
 class Stay(BaseModel):
@@ -102,7 +144,10 @@ class ModelEntry(BaseModel):
     model: str = Field(description="name of the model")
     task: str = Field(description="propensity or clustering")
     description: str = Field(description="what it predicts")
-    version: int | None = Field(description="the champion's version; null: none was promoted yet")
+    version: int | None = Field(
+        description="the champion's version; null: none was promoted yet",
+        json_schema_extra=NULLABLE,
+    )
 
 
 class ModelsResponse(BaseModel):
@@ -121,6 +166,15 @@ class StatusResponse(BaseModel):
 
 class ErrorResponse(BaseModel):
     """Why there is no answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": "ConfigError",
+                "message": "no model 'purchase_3d'; did you mean 'purchase_30d'?",
+            }
+        }
+    )
 
     error: str = Field(description="kind of error, such as UnknownCustomerError")
     message: str = Field(description="what is wrong and what to do")

@@ -17,7 +17,8 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # read when BentoML start
 
 import bentoml
 from _bentoml_sdk import Service
-from bentoml._internal.service.openapi.specification import Schema
+from attrs import evolve
+from bentoml._internal.service.openapi.specification import Info, Schema, Tag
 from pydantic import ValidationError
 from schemas import (
     CustomerRequest,
@@ -32,7 +33,7 @@ from schemas import (
 )
 from starlette.responses import JSONResponse
 
-from cdp_ml import online
+from cdp_ml import __version__, online
 from cdp_ml.config import environment_home, load_settings
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
 
@@ -127,21 +128,51 @@ def _configure_logging() -> None:
     logging.getLogger("bentoml._internal.server.http_app").addFilter(_without_traceback)
 
 
+ERRORS: Mapping[int, str] = {
+    400: "The request is not valid",
+    404: "There is no such customer, or no such model",
+    409: "The model has no champion yet",
+    500: "A defect of ours; the server's log says where",
+    503: "Nothing is published yet",
+}
+"""What the API answers when it has no answer, by status."""
+
+ABOUT = {
+    "Service APIs": "What an application asks",
+    "Infrastructure": "What an operator asks: alive, ready, metrics for Prometheus",
+}
+"""The parts of the OpenAPI page, by the names that BentoML gives them."""
+
+
 class Documented(Service):
     """A BentoML service whose OpenAPI page tells of itself and of the errors that it gives."""
 
     @property
     def doc(self) -> str:
-        """The text at the head of the page."""
-        return inspect.cleandoc(self.inner.__doc__ or "")
+        """The text at the head of the page, with the title that BentoML's style sheet hides."""
+        return "# cdp-ml\n\n" + inspect.cleandoc(self.inner.__doc__ or "")
 
     @property
     def openapi_spec(self) -> Any:
-        """BentoML's specification, with the errors that the API really gives."""
+        """BentoML's specification, with our name, and with the errors that the API really gives."""
         spec = super().openapi_spec
-        for name in ("InvalidArgument", "NotFound", "InternalServerError"):
-            spec.components["schemas"][name] = Schema(**ErrorResponse.model_json_schema())
-        return spec
+        schemas = spec.components["schemas"]
+        for name in ("InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse"):
+            schemas.pop(name, None)  # of BentoML, whose errors and tasks this API does not have
+        schemas["Error"] = Schema(**{**ErrorResponse.model_json_schema(), "title": "Error"})
+        for method in self.apis.values():
+            _document(spec.paths[method.route].post)
+        info = Info(title="cdp-ml", version=__version__, description=self.doc)
+        tags = [Tag(name=name, description=about) for name, about in ABOUT.items()]
+        return evolve(spec, info=info, tags=tags)
+
+
+def _document(operation: dict[str, Any]) -> None:
+    """Show what a method does beside its path, and the errors of ours that it can answer with."""
+    operation["summary"] = operation.pop("description")
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    errors = {s: {"description": meaning, "content": content} for s, meaning in ERRORS.items()}
+    operation["responses"] = {200: operation["responses"][200], **errors}
 
 
 @bentoml.service(

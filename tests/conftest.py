@@ -1,14 +1,17 @@
 import datetime as dt
 import os
+import shutil
 from pathlib import Path
 
 import ibis
 import pyarrow as pa
 import pytest
 
+import cdp_ml
 from cdp_ml.config import Engine
 from cdp_ml.contracts import arrow_schema
 from cdp_ml.engine import connect
+from cdp_ml.synthetic import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +29,16 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no public data sets at {folder}; set CDP_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_workspace(tmp_path_factory):
+    """A refreshed workspace of a small synthetic world; a test that changes it works on a copy."""
+    home = tmp_path_factory.mktemp("demo")
+    generate(home / "data" / "demo", people=600)
+    shutil.copy(ROOT / "cdp.yaml", home)
+    assert cdp_ml.refresh(home).published
+    return home
 
 
 def utc(*when: int) -> dt.datetime:

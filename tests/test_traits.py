@@ -191,6 +191,12 @@ def test_a_profile_is_told_in_numbers(con):
     assert found["identity_confidence"] == 0.97
 
 
+def test_the_tenure_of_a_customer_known_always_is_unknown_rather_than_decades(con):
+    always = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    found = traits(con, customers=[{"customer_id": "c1", "first_seen_at": always}])
+    assert found["tenure_days"] is None
+
+
 def test_of_a_customer_who_did_nothing_counts_are_zero_and_the_rest_is_unknown(con):
     busy = [line("a", 1), line("b", 5)]
     found = traits(

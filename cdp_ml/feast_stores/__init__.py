@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.config import Settings
+from cdp_ml.config import Settings, load_mapping
 from cdp_ml.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -33,11 +35,11 @@ def open_store(settings: Settings, versions: Mapping[str, int], online_store: Pa
         versions: of the tables that offline features are read from.
         online_store: the SQLite file of the run's online store and registry; made by `apply`.
     """
-    import yaml
+    _load_feast()
     from feast import FeatureStore, RepoConfig
 
     folder = settings.share("features").resolve()
-    content = yaml.safe_load((folder / "feature_store.yaml").read_text(encoding="utf-8"))
+    content = load_mapping(folder / "feature_store.yaml")
     database = online_store.resolve()
     content["registry"] = {
         "registry_type": "sql",
@@ -77,6 +79,9 @@ def repository_objects(folder: Path) -> list[Any]:
 
     Args:
         folder: the feature repository.
+
+    Raises:
+        ConfigError: if a module cannot be imported.
     """
     from feast import Entity, FeatureService
     from feast.base_feature_view import BaseFeatureView
@@ -85,9 +90,59 @@ def repository_objects(folder: Path) -> list[Any]:
     kinds = (DataSource, Entity, BaseFeatureView, FeatureService)
     names = sorted(p.stem for p in folder.glob("*.py"))
     with _importing_from(folder, names):
-        modules = [importlib.import_module(name) for name in names]
+        try:
+            modules = [importlib.import_module(name) for name in names]
+        except Exception as error:
+            raise ConfigError(_import_problem(folder, error)) from error
     found = [o for m in modules for o in vars(m).values() if isinstance(o, kinds)]
     return list({id(o): o for o in found}.values())
+
+
+def _import_problem(folder: Path, error: Exception) -> str:
+    """What is wrong with a feature repository, with the deepest line of it that was reached."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f"{f.filename}:{f.lineno}" for f in frames if Path(f.filename).parent == folder]
+    place = ours[-1] if ours else str(folder)
+    problem = " ".join(str(error).split())
+    return f"{place}: cannot be imported: {type(error).__name__}: {problem}"
+
+
+def feature_schemas(settings: Settings) -> dict[str, pa.Schema]:
+    """The columns of `training_features` by feature service, as the repository declares them.
+
+    Args:
+        settings: of the workspace.
+
+    Returns:
+        customer_id, event_timestamp and the features, for each service.
+
+    Raises:
+        ConfigError: if the repository lacks feature_store.yaml or cannot be imported.
+    """
+    import pyarrow as pa
+
+    _load_feast()
+    from feast import FeatureService
+    from feast.types import from_feast_to_pyarrow_type
+
+    key = [("customer_id", pa.string()), ("event_timestamp", pa.timestamp("us", "UTC"))]
+    folder = settings.share("features").resolve()
+    load_mapping(folder / "feature_store.yaml")
+    objects = repository_objects(folder)
+    return {
+        service.name: pa.schema(
+            [
+                *key,
+                *(
+                    (f.name, from_feast_to_pyarrow_type(f.dtype))
+                    for view in service.feature_view_projections
+                    for f in view.features
+                ),
+            ]
+        )
+        for service in objects
+        if isinstance(service, FeatureService)
+    }
 
 
 def training_features(
@@ -117,6 +172,14 @@ def training_features(
     instants = rows.column(at).cast(pa.timestamp("us", tz="UTC"))
     rows = rows.set_column(at, "event_timestamp", instants)
     rows = rows.select([*frame.columns, *_feature_names(found)])
+    if isinstance(spine, pa.Table):
+        # A column of an empty spine has lost its type on the way through pandas.
+        types = {f.name: f for f in spine.schema}
+        rows = rows.cast(
+            pa.schema(
+                [types.get(f.name, f) if pa.types.is_null(f.type) else f for f in rows.schema]
+            )
+        )
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
@@ -209,6 +272,12 @@ def _importing_from(folder: Path, names: Sequence[str]) -> Iterator[None]:
         for name in names:
             sys.modules.pop(name, None)
         sys.modules.update(before)
+
+
+def _load_feast() -> None:
+    """Import Feast without the filters of warnings that it sets for the whole process."""
+    with warnings.catch_warnings():
+        import feast  # noqa: F401
 
 
 @contextmanager

@@ -164,13 +164,20 @@ def usable(spec: IdentitySpec, filled: Mapping[str, int]) -> dict[str, Kind]:
         filled: by column, how many records have a value.
 
     Raises:
-        LinkageError: if a comparison is of an unknown kind.
+        LinkageError: if a comparison is of an unknown kind, or of a field that its kind does not
+            compare.
     """
     for comparison in spec.comparisons:
         if comparison.kind not in KINDS:
             raise LinkageError(
                 f"models/identity.yaml: comparisons: no kind '{comparison.kind}'; "
                 f"{nearest(comparison.kind, KINDS)}"
+            )
+        compared = (comparison.kind, *KINDS[comparison.kind].columns)
+        if comparison.field not in compared:
+            raise LinkageError(
+                f"models/identity.yaml: comparisons: kind '{comparison.kind}' does not compare "
+                f"'{comparison.field}'; {nearest(comparison.field, compared)}"
             )
     kinds = {c.field: KINDS[c.kind] for c in spec.comparisons}
     return {f: kind for f, kind in kinds.items() if any(filled[c] >= 2 for c in kind.columns)}

@@ -152,6 +152,18 @@ def link(
     return _clustered(db, spec, model)
 
 
+def check_specification(spec: IdentitySpec) -> None:
+    """Check the names in a specification without any records.
+
+    Raises:
+        LinkageError: if a comparison or a rule names what there is not.
+    """
+    nothing = dict.fromkeys(FIELDS, 0)
+    usable(spec, nothing)
+    for rules in (spec.blocking_rules, spec.training_rules, spec.prior_rules):
+        _usable_rules(rules, nothing)
+
+
 def _private_connection(con: SQLBackend) -> DuckDBPyConnection:
     """A connection within the engine's limits; Splink's tables and caches end with it."""
     import duckdb

@@ -99,6 +99,9 @@ def find_files(name: str, source: Source, home: Path) -> list[Place]:
     files = [path for path in found if path.is_file()]
     if not files:
         raise _no_file(name, source, pattern)
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise ConfigError(f"source '{name}': {path} cannot be read; ask for permission to it")
     relative = not Path(source.path).is_absolute()
     return [Place(name, p, os.path.relpath(p, home) if relative else str(p)) for p in files]
 

@@ -85,7 +85,7 @@ def eligible(con: SQLBackend, features: Table, spec: ModelSpec) -> Table:
         ConfigError: if the condition is not SQL or names an unknown feature.
     """
     origin = f"models/{spec.name}.yaml: population"
-    return where(con, features, spec.population, origin).select(*KEY)
+    return where(con, features, spec.population, origin, KEY)
 
 
 def feature_names(spec: ModelSpec, frame: pa.Table) -> tuple[str, ...]:

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     from sklearn.pipeline import Pipeline
 
+AUTO = "auto"
+LEAVES = (4, 8, 15, 31)
+"""The numbers of leaves that are tried on earlier customers where `num_leaves` is `AUTO`."""
 DEFAULTS: Mapping[str, int | float | str] = {
     "n_estimators": 300,
     "num_leaves": 15,
+    "extra_trees": False,
     "learning_rate": 0.03,
     "min_child_samples": 50,
     "subsample": 0.8,
@@ -35,7 +39,8 @@ def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -
     """The parameters of LightGBM: what the specification gives, over `DEFAULTS`.
 
     Few rows get small trees, or a logistic regression does better: 4 leaves below 5,000 rows and 8
-    below 20,000, and a leaf holds no more than a fiftieth of the rows, but at least 5.
+    below 20,000, and a leaf holds no more than a fiftieth of the rows, but at least 5. `num_leaves`
+    `AUTO` stands for that too, until `cdp_ml.learn.training` has found a better number.
 
     Args:
         given: the model's `estimator`.
@@ -43,14 +48,17 @@ def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -
         origin: where `given` is written, for the message.
 
     Raises:
-        ConfigError: if a parameter is unknown.
+        ConfigError: if a parameter is unknown, or a text other than `AUTO`.
     """
-    for name in given:
+    for name, value in given.items():
         if name not in DEFAULTS:
             raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, DEFAULTS)}")
+        if isinstance(value, str) and (name, value) != ("num_leaves", AUTO):
+            raise ConfigError(f"{origin}: {name}: must be a number, not '{value}'")
+    chosen = {name: value for name, value in given.items() if value != AUTO}
     leaf = max(5, min(int(DEFAULTS["min_child_samples"]), rows // 50))
     leaves = 4 if rows < 5_000 else 8 if rows < 20_000 else DEFAULTS["num_leaves"]
-    return {**DEFAULTS, "min_child_samples": leaf, "num_leaves": leaves, **given}
+    return {**DEFAULTS, "min_child_samples": leaf, "num_leaves": leaves, **chosen}
 
 
 @contextmanager
@@ -87,6 +95,7 @@ def fit_lightgbm(
     fixed = {
         "objective": "binary",
         "num_threads": threads(x.size),
+        "extra_trees": bool(params["extra_trees"]),
         "deterministic": True,
         "force_row_wise": True,
         "verbosity": -1,

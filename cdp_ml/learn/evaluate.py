@@ -59,12 +59,18 @@ def check_learnable(y: np.ndarray, name: str, part: str) -> None:
     Raises:
         NotPromotedError: if fewer than `FEWEST` rows had the outcome, or did not have it.
     """
-    positives = int(y.sum())
-    if min(positives, len(y) - positives) < FEWEST:
+    if not is_learnable(y):
+        positives = int(y.sum())
         raise NotPromotedError(
             f"model '{name}': {part} has {len(y)} rows, {positives} of them with the outcome; "
             f"needs at least {FEWEST} with it and {FEWEST} without: no model this time"
         )
+
+
+def is_learnable(y: np.ndarray) -> bool:
+    """Whether at least `FEWEST` rows had the outcome, and as many did not."""
+    positives = int(y.sum())
+    return min(positives, len(y) - positives) >= FEWEST
 
 
 def propensity_metrics(
@@ -116,8 +122,9 @@ def judge_propensity(
 ) -> Evaluation:
     """Evaluate a propensity model on its test, and decide whether it may be served.
 
-    It is promoted if its AUC exceeds that of the best baseline by more than `beat_by`, and is not
-    below that of the champion on the same customers.
+    It is promoted if its AUC exceeds that of the best baseline by more than `beat_by`, its log-loss
+    is below that of the logistic regression (whoever ranks alike must know better how likely), and
+    its AUC is not below that of the champion on the same customers.
 
     Args:
         name: the model's name.
@@ -191,12 +198,18 @@ def _verdict(
 ) -> tuple[bool, str]:
     ours, theirs = metrics["auc"].value, metrics[f"baseline_{best}/auc"].value
     compared = f"AUC {ours:.3f}, the best baseline ({best}) {theirs:.3f}"
+    compared += f", lead {metrics['auc_gain']}"
     if ours - theirs <= beat_by:
         needed = f" by more than {beat_by:g}" if beat_by else ""
         return False, f"{name} is not promoted: {compared}; it must be better{needed}."
+    rival = metrics.get("baseline_logistic/log_loss")
+    if rival is not None:
+        compared += f"; log-loss {metrics['log_loss'].value:.3f}, logistic {rival.value:.3f}"
+        if metrics["log_loss"].value >= rival.value:
+            return False, f"{name} is not promoted: {compared}; it must be lower."
     champion = metrics.get("champion/auc")
     if champion is not None:
-        compared += f", the champion {champion.value:.3f}"
+        compared += f"; AUC of the champion {champion.value:.3f}"
         if ours < champion.value:
             return False, f"{name} is not promoted: {compared} on the same customers."
     return True, f"{name} is promoted: {compared}."

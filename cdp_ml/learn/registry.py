@@ -10,30 +10,40 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
-from cdp_ml.learn.report import model_card, parameters, write_report
+from cdp_ml.learn.report import description, parameters, write_report
 from cdp_ml.learn.score import Predictor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from cdp_ml.config import Settings
+    from cdp_ml.config import ModelSpec, Settings
     from cdp_ml.learn.training import Trained
 
 CHAMPION = "champion"
 _SKOPS_TYPES = ["numpy.dtype"]
 """What loading may create beyond scikit-learn's and NumPy's own types that skops trusts."""
+_NOTE = "mlflow.note.content"
+"""What MLflow's pages show as the description of a run or an experiment."""
+_LOCATIONS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+"""Where MLflow's tables hold absolute locations of artifacts."""
 log = logging.getLogger(__name__)
 
 
@@ -62,9 +72,10 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
         client = _client(settings)
         if (registered := _version_of(client, trained.spec.name, run_id)) is not None:
             return registered
-        experiment = _experiment(client, settings, trained.spec.name)
+        _follow_move(settings)
+        experiment = _experiment(client, settings, trained.spec)
         name = f"{trained.spec.name} as of {trained.split.as_of:%Y-%m-%d}"
-        tags = {**_tags(trained, versions, run_id), "mlflow.note.content": model_card(trained)}
+        tags = {**_tags(trained, versions, run_id), _NOTE: description(trained)}
         with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run:
             _log_facts(client, run.info.run_id, trained, versions)
             with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +120,7 @@ def ui_command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(settings)]
     with _quiet():
         _client(settings).search_experiments(max_results=1)
+        _follow_move(settings)
     return [*command, "--port", str(port), "--workers", "1"], dict(os.environ)
 
 
@@ -175,12 +187,34 @@ def _client(settings: Settings) -> MlflowClient:
     return mlflow.MlflowClient(uri, uri)
 
 
-def _experiment(client: MlflowClient, settings: Settings, name: str) -> str:
-    found = client.get_experiment_by_name(name)
+def _follow_move(settings: Settings) -> None:
+    """Let MLflow read and write here after the workspace was moved or copied elsewhere.
+
+    It keeps absolute locations and has no call to change them: a copy would write into the
+    original.
+    """
+    here, within = (_folder(settings) / "artifacts").as_uri() + "/", "/mlflow/artifacts/"
+    with closing(sqlite3.connect(_folder(settings) / "mlflow.db")) as store, store:
+        for table, column in _LOCATIONS.items():
+            store.execute(
+                f"UPDATE {table} SET {column} = ?1 || substr({column}, instr({column}, ?2) + ?3) "
+                f"WHERE instr({column}, ?2) > 0 AND substr({column}, 1, ?4) <> ?1",
+                (here, within, len(within), len(here)),
+            )
+
+
+def _experiment(client: MlflowClient, settings: Settings, spec: ModelSpec) -> str:
+    """The experiment of a model's runs, described for the list of experiments."""
+    found = client.get_experiment_by_name(spec.name)
     if found is not None:
-        return str(found.experiment_id)
-    location = (_folder(settings) / "artifacts" / name).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+        number = str(found.experiment_id)
+    else:
+        location = (_folder(settings) / "artifacts" / spec.name).as_uri()
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        number = str(client.create_experiment(spec.name, location, kind))
+        client.set_experiment_tag("0", _NOTE, "Runs of your own that name no experiment")
+    client.set_experiment_tag(number, _NOTE, spec.description)
+    return number
 
 
 def _log_facts(
@@ -192,7 +226,9 @@ def _log_facts(
     now = int(time.time() * 1000)
     values: dict[str, float] = dict(trained.rows)
     for name, e in trained.evaluation.metrics.items():
-        values |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+        values[name] = e.value
+        if "/" not in name and e.low < e.high:  # the intervals of baselines are in metrics.json
+            values |= {f"{name}_low": e.low, f"{name}_high": e.high}
     client.log_batch(
         run,
         metrics=[Metric(k, float(v), now, 0) for k, v in values.items()],
@@ -286,7 +322,7 @@ def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, 
         source=model_uri,
         run_id=run,
         tags={"promoted": str(evaluation.promoted).lower(), "run_id": run_id},
-        description=model_card(trained),
+        description=description(trained),
         await_creation_for=0,
     )
     return int(made.version)

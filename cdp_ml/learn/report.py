@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.learn.evaluate import Estimate
 from cdp_ml.learn.training import Trained
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _GREY, _RED = "#1f5fa8", "#9aa3ad", "#c8452f"
+_BLUE, _GREY = "#1f5fa8", "#9aa3ad"
+_LABELS = {
+    "auc": "AUC",
+    "auc_gain": "AUC above the best baseline",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "log_loss": "log-loss",
+}
 _BASELINE_STYLE = {"logistic": "--", "recency": ":", "frequency": "-."}
 
 
@@ -40,21 +48,34 @@ def write_report(trained: Trained, folder: Path) -> None:
 
 def model_card(trained: Trained) -> str:
     """What the model is, how it was trained and judged, and its limits, as Markdown."""
+    return f"# {trained.spec.name}\n\n{_card(trained)}"
+
+
+def description(trained: Trained) -> str:
+    """The model card for MLflow's pages, which show a title already.
+
+    They list its first line, the verdict, and set the cells of tables without any space between.
+    """
+    lines = _card(trained).splitlines()
+    return "\n".join(x.replace(" | ", "&nbsp;&nbsp; | ") if x[:2] == "| " else x for x in lines)
+
+
+def _card(trained: Trained) -> str:
     spec, split = trained.spec, trained.split
-    parts = [f"# {spec.name}", spec.description, f"**{trained.evaluation.verdict}**"]
+    parts = [trained.evaluation.verdict, spec.description]
     if spec.task == "propensity":
         outcome = "an order" if spec.label.happens else "no order"
         parts += [
             f"Predicts the probability of {outcome} within {spec.label.within_days} days, for "
             f"customers with `{spec.population}`.",
             f"Trained on {len(split.train)} snapshots from {split.train[0]:%Y-%m-%d} to "
-            f"{split.train[-1]:%Y-%m-%d} ({trained.rows['train_rows']} rows), tested on "
-            f"{split.test:%Y-%m-%d} ({trained.rows['test_rows']} rows), whose label window closed "
-            f"by {split.as_of:%Y-%m-%d}.",
+            f"{split.train[-1]:%Y-%m-%d} ({trained.rows['train_rows']:,} rows), tested on "
+            f"{split.test:%Y-%m-%d} ({trained.rows['test_rows']:,} rows), whose label window "
+            f"closed by {split.as_of:%Y-%m-%d}.",
         ]
     else:
         parts.append(
-            f"Groups the {trained.rows['train_rows']} customers with `{spec.population}` as of "
+            f"Groups the {trained.rows['train_rows']:,} customers with `{spec.population}` as of "
             f"{split.as_of:%Y-%m-%d}."
         )
     parts += ["## Metrics", _metrics_markdown(trained)]
@@ -192,18 +213,43 @@ def _style(name: str) -> dict[str, Any]:
 
 def _legend(trained: Trained, name: str, metric: str) -> str:
     key = metric if name == "model" else f"baseline_{name}/{metric}"
-    return f"{name}: {metric.replace('_', ' ')} {trained.evaluation.metrics[key].value:.3f}"
+    return f"{name}: {_label(metric)} {trained.evaluation.metrics[key].value:.3f}"
 
 
 def _metrics_markdown(trained: Trained) -> str:
-    lines = ["| metric | value | 95% interval |", "|---|---|---|"]
-    for name, e in trained.evaluation.metrics.items():
-        lines.append(f"| {name} | {e.value:.4f} | {e.low:.4f} to {e.high:.4f} |")
+    """One row a metric; the model with its 95% interval, and beside it the baselines."""
+    found = trained.evaluation.metrics
+    rivals = list(dict.fromkeys(name.partition("/")[0] for name in found if "/" in name))
+    heads = ["metric", "model (95% interval)", *(r.replace("_", " ") for r in rivals)]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for name, estimate in found.items():
+        if "/" not in name:
+            beside = (found.get(f"{rival}/{name}") for rival in rivals)
+            cells = [
+                _label(name),
+                _interval(estimate),
+                *(f"{e.value:.3f}" if e else "" for e in beside),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _interval(e: Estimate) -> str:
+    if e.low == e.high:
+        return f"{e.value:.3f}".removesuffix(".000")
+    return f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
+
+
+def _label(metric: str) -> str:
+    return _LABELS.get(metric, metric.replace("_", " "))
+
+
 def _markdown(table: pa.Table) -> str:
-    head = f"| {' | '.join(table.column_names)} |\n|{'---|' * table.num_columns}"
+    """A table whose numbers are aligned to the right."""
+    import pyarrow.types as kind
+
+    rule = "".join("---|" if kind.is_string(f.type) else "---:|" for f in table.schema)
+    head = f"| {' | '.join(table.column_names)} |\n|{rule}"
     rows = (f"| {' | '.join(_cell(v) for v in row.values())} |" for row in table.to_pylist())
     return "\n".join([head, *rows])
 
@@ -232,7 +278,7 @@ def parameters(trained: Trained) -> Mapping[str, str]:
         "task": spec.task,
         "population": spec.population,
         "features": ", ".join(trained.predictor.features),
-        "excluded_features": ", ".join(trained.excluded),
+        "excluded_features": ", ".join(trained.excluded) or "none",
         "as_of": f"{split.as_of:%Y-%m-%d}",
     }
     if spec.task == "propensity":

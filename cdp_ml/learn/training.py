@@ -7,7 +7,7 @@ so that its metrics describe what is served.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
@@ -20,7 +20,14 @@ from cdp_ml.learn.datasets import (
     matrix,
     rows_at,
 )
-from cdp_ml.learn.evaluate import Estimate, Evaluation, check_learnable, judge_propensity
+from cdp_ml.learn.evaluate import (
+    Estimate,
+    Evaluation,
+    check_learnable,
+    is_learnable,
+    judge_propensity,
+    propensity_metrics,
+)
 from cdp_ml.learn.score import Predictor
 
 if TYPE_CHECKING:
@@ -102,6 +109,9 @@ def _train_propensity(
     features, excluded = _informative(spec, past)
     x, x_test = matrix(past, features), matrix(test, features)
     params = estimators.parameters(spec.estimator, len(y), f"models/{spec.name}.yaml: estimator")
+    tried = _try_leaves(params, past, split, features) if _is_open(spec) else None
+    if tried is not None:
+        params |= {"num_leaves": tried["num_leaves"][0].as_py()}
     booster = estimators.fit_lightgbm(x, y, features, params)
     predictor = Predictor(spec.name, 0, spec.task, features, booster)
     score = predictor.predict(test)
@@ -109,6 +119,8 @@ def _train_propensity(
     judged = judge_propensity(
         spec.name, y_test, score, rivals, spec.beat_baselines_by, _champion_scores(champion, test)
     )
+    if tried is not None:
+        judged = replace(judged, tables={**judged.tables, "leaves": tried})
     gain = booster.feature_importance("gain")
     return Trained(
         spec=spec,
@@ -128,6 +140,41 @@ def _train_propensity(
         outcomes=y_test,
         scores={"model": score, **rivals},
     )
+
+
+def _is_open(spec: ModelSpec) -> bool:
+    """Whether the specification leaves the number of leaves to be found."""
+    return spec.estimator.get("num_leaves") == estimators.AUTO
+
+
+def _try_leaves(
+    params: Mapping[str, Any], past: pa.Table, split: TimeSplit, features: tuple[str, ...]
+) -> pa.Table | None:
+    """Try numbers of leaves on the newest training instant, before the test is looked at.
+
+    Each is fitted on the training instants whose label windows had closed by then.
+
+    Returns:
+        num_leaves, log_loss and auc, the least log-loss first; None if no window had closed, or
+        there is too little to learn or to judge.
+    """
+    import pyarrow as pa
+
+    newest = split.train[-1]
+    closed = tuple(t for t in split.train if t + split.horizon <= newest)
+    fit, held = rows_at(past, closed), rows_at(past, (newest,))
+    (x, y), (x_held, y_held) = (
+        (matrix(rows, features), matrix(rows, ("label",))[:, 0]) for rows in (fit, held)
+    )
+    if not (is_learnable(y) and is_learnable(y_held)):
+        return None
+    tried = []
+    for leaves in estimators.LEAVES:
+        booster = estimators.fit_lightgbm(x, y, features, {**params, "num_leaves": leaves})
+        found = propensity_metrics(y_held, booster.predict(x_held, num_threads=1), draws=1)
+        measured = {name: found[name].value for name in ("log_loss", "auc")}
+        tried.append({"num_leaves": leaves, **measured})
+    return pa.Table.from_pylist(sorted(tried, key=lambda row: row["log_loss"]))
 
 
 def _train_clusters(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:

@@ -144,7 +144,12 @@ def test_the_openapi_page_describes_requests_answers_and_errors(service):
     assert asked["required"] == ["customer_id", "model"]
     assert asked["properties"]["customer_id"]["description"]
     assert set(asked["example"]) == {"customer_id", "model"}
-    assert set(spec["components"]["schemas"]["NotFound"]["properties"]) == {"error", "message"}
+    assert set(spec["components"]["schemas"]["Error"]["properties"]) == {"error", "message"}
+    assert spec["info"]["title"] == "cdp-ml"
+    for path in ("score", "profile", "segments", "models", "status"):
+        told = spec["paths"][f"/{path}"]["post"]
+        assert told["summary"]
+        assert set(told["responses"]) == {"200", "400", "404", "409", "500", "503"}
 
 
 def test_the_log_holds_neither_personal_data_nor_tracebacks(service):

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from conftest import ROOT
 
 import cdp_ml
 from cdp_ml.lake import Lake
 from cdp_ml.refresh import STEPS
-from cdp_ml.synthetic import generate
 from cdp_ml.truth import evaluate_workspace
 
 CLOCK = {
@@ -26,21 +24,6 @@ CLOCK = {
     "event_id",
 }
 """Columns that may hold the time of the run."""
-
-
-def make_world(home, people):
-    generate(home / "data" / "demo", people)
-    shutil.copy(ROOT / "cdp.yaml", home)
-    return home
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A refreshed workspace of a small world; tests that change it work on a copy."""
-    home = make_world(tmp_path_factory.mktemp("world"), 600)
-    first = cdp_ml.refresh(home)
-    assert first.published
-    return home
 
 
 def published(home):
@@ -74,9 +57,9 @@ def deliver_more(home):
         specification.write("estimator: {n_estimators: 100}\n")
 
 
-def test_every_table_is_published_and_every_row_accounted_for(world):
-    run = cdp_ml.open(world).run
-    lake = published(world)
+def test_every_table_is_published_and_every_row_accounted_for(demo_workspace):
+    run = cdp_ml.open(demo_workspace).run
+    lake = published(demo_workspace)
     for table in {t for step in STEPS for t in step.writes}:
         assert lake.has(table), table
     for counts in run["summary"]["ingest"]["sources"].values():
@@ -86,42 +69,44 @@ def test_every_table_is_published_and_every_row_accounted_for(world):
     assert lake.arrow("rejects").num_rows == refused
 
 
-def test_a_customer_is_one_of_ours_everywhere(world):
-    cdp = cdp_ml.open(world)
+def test_a_customer_is_one_of_ours_everywhere(demo_workspace):
+    cdp = cdp_ml.open(demo_workspace)
     customers = set(cdp.table("customers").customer_id.execute())
     assert 400 < len(customers) < 900
     for table in ("scores", "segment_membership"):
         assert set(cdp.table(table).customer_id.execute()) <= customers
 
 
-def test_a_second_refresh_does_nothing(world):
-    before = published(world).versions
-    again = cdp_ml.refresh(world)
+def test_a_second_refresh_does_nothing(demo_workspace):
+    before = published(demo_workspace).versions
+    again = cdp_ml.refresh(demo_workspace)
     assert not again.published
     assert again.seconds == {}
-    assert published(world).versions == before
+    assert published(demo_workspace).versions == before
 
 
-def test_a_notebook_gets_the_training_set_as_of_its_instants(world):
-    cdp = cdp_ml.open(world)
+def test_a_notebook_gets_the_training_set_as_of_its_instants(demo_workspace):
+    cdp = cdp_ml.open(demo_workspace)
     frame, split = cdp.training_set("purchase_30d"), cdp.split("purchase_30d")
     assert set(frame["event_timestamp"]) == set(pd.to_datetime(list(split.instants)))
     assert set(frame["label"]) == {0.0, 1.0}
     assert (frame["orders_lifetime"] >= 1).all()
 
 
-def test_the_links_and_scores_are_near_the_truth(world):
-    found = evaluate_workspace(cdp_ml.open(world))
+def test_the_links_and_scores_are_near_the_truth(demo_workspace):
+    found = evaluate_workspace(cdp_ml.open(demo_workspace))
     assert found["identity"]["precision"] >= 0.90
     assert found["identity"]["f1"] >= 0.85
     for model in found["models"].values():
         assert 0.5 < model["auc"] <= model["auc_truth"] + 0.05
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_state_and_readers_see_no_mixture(world, tmp_path):
+def test_killed_anywhere_it_ends_in_the_same_state_and_readers_see_no_mixture(
+    demo_workspace, tmp_path
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for home in (whole, killed):
-        shutil.copytree(world, home)
+        shutil.copytree(demo_workspace, home)
         deliver_more(home)
     before = published(killed).versions
     cdp_ml.refresh(whole)

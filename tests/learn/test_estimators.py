@@ -39,6 +39,24 @@ def test_an_unknown_parameter_names_the_one_meant():
         parameters({"num_leafs": 3}, 100, "m.yaml")
 
 
+def test_leaves_to_be_found_are_those_of_few_rows_until_they_are():
+    assert parameters({"num_leaves": "auto"}, 19_999, "here")["num_leaves"] == 8
+
+
+def test_a_text_is_no_number():
+    with pytest.raises(ConfigError, match=r"m.yaml: num_leaves: must be a number, not 'atuo'"):
+        parameters({"num_leaves": "atuo"}, 100, "m.yaml")
+
+
+def test_random_thresholds_give_other_trees():
+    x, y = some_rows()
+    plain, random = (
+        fit_lightgbm(x, y, NAMES, parameters({"n_estimators": 5, "extra_trees": e}, 200, "here"))
+        for e in (0, 1)
+    )
+    assert not np.array_equal(plain.predict(x), random.predict(x))
+
+
 def test_recency_and_frequency_rank_as_their_names_say():
     x = np.array([[1.0, 9], [50, 2], [np.nan, 1]])
     scores = baseline_scores(some_rows(), x, NAMES, happens=True)

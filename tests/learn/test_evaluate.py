@@ -90,6 +90,21 @@ def test_a_model_no_better_than_a_baseline_is_not():
     assert "(logistic)" in judged.verdict
 
 
+def test_a_model_that_ranks_better_but_knows_worse_how_likely_is_not():
+    honest, better = noisy(1), noisy(3)
+    judged = judge_propensity("m", OUTCOMES, better / 50, {"logistic": honest}, 0.0)
+    assert judged.metrics["auc"].value > judged.metrics["baseline_logistic/auc"].value
+    assert not judged.promoted
+    assert "it must be lower" in judged.verdict
+    assert judge_propensity("m", OUTCOMES, better, {"logistic": honest}, 0.0).promoted
+
+
+def test_the_verdict_says_by_how_much_and_how_sure():
+    judged = judge_propensity("m", OUTCOMES, noisy(3), {"logistic": noisy(1)}, 0.0)
+    assert f"lead {judged.metrics['auc_gain']}" in judged.verdict
+    assert "log-loss 0." in judged.verdict
+
+
 def test_the_gate_asks_for_the_lead_of_its_specification():
     rival = {"recency": noisy(1.5, seed=3)}
     assert judge_propensity("m", OUTCOMES, noisy(3), rival, 0.01).promoted

@@ -1,5 +1,6 @@
 import logging
 import pickletools
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -93,7 +94,8 @@ def test_a_run_tells_what_a_reviewer_asks(run, client):
 
 def test_a_version_is_described_and_has_a_signature(client, version):
     described = client.get_model_version("purchase_30d", str(version))
-    assert "# purchase_30d" in described.description
+    assert described.description.startswith(fitted().verdict)
+    assert "## Limits" in described.description
     assert described.tags["promoted"] == "true"
     signature = mlflow.models.get_model_info(described.source).signature
     assert "visits_30d" in signature.inputs.input_names()
@@ -130,13 +132,26 @@ def test_asking_for_a_champion_makes_no_store(tmp_path):
     assert not empty.data.exists()
 
 
-def test_a_workspace_can_be_moved(workspace, version, tmp_path):
-    import shutil
+def test_a_workspace_can_be_copied_and_neither_copy_writes_into_the_other(
+    workspace, version, tmp_path
+):
+    shutil.copytree(workspace.home, tmp_path / "copy")
+    copy = Settings(home=tmp_path / "copy", sources={})
+    assert registry._model_folder(copy, "purchase_30d", version).is_relative_to(tmp_path)
+    before = {f for f in workspace.home.rglob("*") if f.is_file()}
+    made = registry.log_run(copy, fitted(), {}, "run of the copy")
+    assert {f for f in workspace.home.rglob("*") if f.is_file()} == before
+    assert registry.load_model(copy, "purchase_30d", made).version == made
+    copied = mlflow.MlflowClient(registry.tracking_uri(copy))
+    for known in (version, made):
+        run = copied.get_run(copied.get_model_version("purchase_30d", str(known)).run_id)
+        assert run.info.artifact_uri.startswith(copy.home.as_uri())
+        assert copied.list_artifacts(run.info.run_id)
 
-    shutil.copytree(workspace.home, tmp_path / "moved")
-    moved = Settings(home=tmp_path / "moved", sources={})
-    folder = registry._model_folder(moved, "purchase_30d", version)
-    assert folder.is_relative_to(tmp_path)
+
+def test_the_list_of_experiments_says_what_each_predicts(version, client):
+    experiment = client.get_experiment_by_name("purchase_30d")
+    assert experiment.tags["mlflow.note.content"] == fitted().spec.description
 
 
 def test_recording_a_run_is_silent_and_leaves_the_folder_clean(

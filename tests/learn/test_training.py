@@ -25,8 +25,9 @@ def with_label(frame, values):
 
 
 def test_the_shipped_specifications_are_valid():
-    folder = Path(__file__).parents[2] / "models"
-    specs = [load_spec(f, ModelSpec) for f in folder.glob("*.yaml") if f.stem != "identity"]
+    root = Path(__file__).parents[2]
+    files = [*root.glob("models/*.yaml"), *root.glob("examples/*/models/*.yaml")]
+    specs = [load_spec(f, ModelSpec) for f in files if f.stem != "identity"]
     assert {"purchase_30d", "churn_90d", "clusters"} <= {s.name for s in specs}
     for spec in specs:
         assert split_of(spec).instants
@@ -61,6 +62,37 @@ def test_training_again_gives_the_same_model():
     assert again.metrics == fitted().metrics
     ours, theirs = (t.predictor.model.model_to_string() for t in (fitted(), again))
     assert ours == theirs
+
+
+def test_the_number_of_leaves_is_the_best_on_the_newest_training_instant():
+    spec = propensity(estimator={"n_estimators": 20, "num_leaves": "auto"})
+    chosen = train(spec, training_frame(spec), split_of(spec))
+    tried = chosen.evaluation.tables["leaves"].to_pylist()
+    assert {row["num_leaves"] for row in tried} == set(estimators.LEAVES)
+    assert tried[0] == min(tried, key=lambda row: row["log_loss"])
+    assert chosen.parameters["num_leaves"] == tried[0]["num_leaves"]
+
+
+def test_the_test_has_no_say_in_the_number_of_leaves():
+    spec = propensity(estimator={"n_estimators": 20, "num_leaves": "auto"})
+    split = split_of(spec)
+    others = [customers_at(t) for t in split.train]
+    another = [*others, customers_at(split.test, seed=9, learnable=False)]
+    first, second = (
+        train(spec, pa.concat_tables(frames), split).evaluation.tables["leaves"]
+        for frames in ([*others, customers_at(split.test)], another)
+    )
+    assert first == second
+
+
+def test_without_a_closed_earlier_instant_the_number_of_leaves_is_that_of_few_rows():
+    spec = propensity(
+        estimator={"n_estimators": 20, "num_leaves": "auto"},
+        snapshots={"count": 2, "every_days": 7},
+    )
+    chosen = train(spec, training_frame(spec), split_of(spec))
+    assert chosen.parameters["num_leaves"] == 4
+    assert "leaves" not in chosen.evaluation.tables
 
 
 def test_noise_is_not_promoted():
@@ -133,6 +165,17 @@ def test_unstable_clusters_are_not_promoted():
     refused = train(spec, three_kinds_of_customers(), split_of(spec))
     assert not refused.promoted
     assert "is not promoted" in refused.verdict
+
+
+def test_the_model_card_shows_the_model_beside_each_baseline():
+    card = model_card(fitted())
+    assert card.startswith(f"# purchase_30d\n\n{fitted().verdict}\n")
+    head, auc = (
+        next(x for x in card.splitlines() if x.startswith(f"| {s} ")) for s in ("metric", "AUC")
+    )
+    assert head.split(" | ")[2] == "baseline logistic"
+    assert auc.split(" | ")[2] == f"{fitted().metrics['baseline_logistic/auc']:.3f}"
+    assert f"{fitted().metrics['auc']:.3f} (" in auc.split(" | ")[1]
 
 
 def test_the_report_has_its_plots_and_no_customer(tmp_path):

@@ -1,0 +1,35 @@
+"""What a notebook gets of a published workspace."""
+
+import numpy as np
+import pytest
+from published import AS_OF, make_workspace, traits
+
+import cdp_ml
+from cdp_ml.errors import ConfigError, NotPromotedError
+
+
+@pytest.fixture(scope="module")
+def cdp(tmp_path_factory):
+    made = make_workspace(tmp_path_factory.mktemp("notebook") / "ws")
+    made.publish()
+    return cdp_ml.open(made.settings.home)
+
+
+def test_the_champion_is_the_version_that_scored(cdp):
+    champion = cdp.model("purchase_30d")
+    scores = cdp.table("scores").filter(lambda t: t.model == "purchase_30d").to_pandas()
+    assert set(scores["model_version"]) == {champion.version}
+    population = traits(AS_OF).slice(0, len(scores)).to_pandas()
+    np.testing.assert_allclose(champion.predict(population), scores["score"])
+
+
+def test_a_model_without_champion_and_one_that_is_not_there_are_said(cdp):
+    with pytest.raises(NotPromotedError, match="'churn_90d' has no champion; 'cdp-ml status'"):
+        cdp.model("churn_90d")
+    with pytest.raises(ConfigError, match=r"no model 'purchase_3d'.*purchase_30d"):
+        cdp.model("purchase_3d")
+
+
+def test_a_table_that_is_not_there_is_said(cdp):
+    with pytest.raises(ConfigError, match=r"no published table 'customer'.*customers"):
+        cdp.table("customer")
