@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cdp_ml.as_of import links_as_of
+
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
@@ -50,10 +52,7 @@ def _owners(identifiers: Table, crosswalk: Table, as_of: datetime) -> Table:
     import ibis
 
     instant = ibis.literal(as_of)
-    links = crosswalk.filter(
-        crosswalk.valid_from < instant,
-        crosswalk.valid_to.isnull() | (crosswalk.valid_to >= instant),
-    ).select("source", "source_record_id", "customer_id")
+    links = links_as_of(crosswalk, as_of)
     users = identifiers.filter(identifiers.ingested_at < instant).inner_join(
         links, ["source", "source_record_id"]
     )

@@ -132,9 +132,11 @@ def ui(
 ) -> None:
     """Open the MLflow UI on the workspace's experiments and model versions."""
     from cdp_ml.learn.registry import ui_command
+    from cdp_ml.serve import check_address
     from cdp_ml.workspace import open_workspace
 
     command, environment = ui_command(open_workspace(home).settings, port)
+    check_address("127.0.0.1", port)
     os.execvpe(command[0], command, environment)
 
 

@@ -385,9 +385,14 @@ def as_of_instant(settings: Settings, latest: datetime | None) -> datetime:
         settings: its `as_of` is a date, 'now' (today), or 'latest' (the day after the last fact,
             but never later than the coming midnight).
         latest: the time of the latest fact, if any.
+
+    Raises:
+        ConfigError: if the date is after tomorrow: what has not happened would count as known.
     """
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if isinstance(settings.as_of, date):
+        if settings.as_of > (today + timedelta(days=1)).date():
+            raise ConfigError(f"as_of: {settings.as_of} is in the future; tomorrow is the latest")
         return datetime(settings.as_of.year, settings.as_of.month, settings.as_of.day, tzinfo=UTC)
     if settings.as_of == "now" or latest is None:
         return today

@@ -35,7 +35,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the lake: what one row is, its key and its columns."""
+    """A table of the lake: what one row is, its key and its columns.
+
+    Of the columns in `first` a row keeps the earliest value when it changes: a corrected fact has
+    been known since it was first delivered.
+    """
 
     name: str
     row: str
@@ -44,6 +48,7 @@ class Table:
     purpose: str = "operations"
     retention: str = "as long as the source delivers the person"
     open: bool = False
+    first: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -84,7 +89,9 @@ _TRAIT_KEY = (
 
 
 def _tables(*tables: Table) -> dict[str, Table]:
-    return {table.name: table for table in tables}
+    """The tables by name; whatever has a time of ingestion keeps the first."""
+    known = ((t, ("ingested_at",) if "ingested_at" in t.column_names else ()) for t in tables)
+    return {t.name: replace(t, first=(*t.first, *first)) for t, first in known}
 
 
 TABLES: dict[str, Table] = _tables(
@@ -109,6 +116,7 @@ TABLES: dict[str, Table] = _tables(
         ("identifier_type", "identifier", "source", "source_record_id"),
         (_ID_TYPE, _ID, _SOURCE, _RECORD, _EVENT_TIME, _INGESTED),
         purpose="identity",
+        first=("event_timestamp",),
     ),
     Table(
         "edges",
@@ -132,6 +140,7 @@ TABLES: dict[str, Table] = _tables(
             _SOURCE,
             _RECORD,
             _CUSTOMER,
+            Column("confidence", "float64", "weakest link its customer needs", "probability"),
             Column("valid_from", "timestamp", "when the link became known", "UTC"),
             Column("valid_to", "timestamp", "when it ceased to hold; null: it holds", "UTC"),
         ),

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from cdp_ml.contracts import arrow_schema, contract
 from cdp_ml.errors import ContractError, nearest
@@ -40,13 +41,14 @@ class Lake:
 
     def has(self, name: str) -> bool:
         """Whether the table is there."""
-        return name in self.versions and (self.root / name).is_dir()
+        return name in self.versions and _exists(self.root / name)
 
     def files(self, name: str) -> list[str]:
         """The Parquet files of the table's version; none if it is absent or empty."""
         if not self.has(name):
             return []
-        return list(_delta(self.root / name, self.versions[name]).file_uris())
+        uris = _delta(self.root / name, self.versions[name]).file_uris()
+        return [unquote(uri) for uri in uris]
 
     def read(self, name: str, con: SQLBackend) -> Table:
         """The table as an Ibis expression; an absent one is empty, with its contract's columns.
@@ -97,7 +99,8 @@ class Lake:
     def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
         """Insert new rows and replace changed ones by key; write nothing if nothing changed.
 
-        `ingested_at` alone is no change: what was already known stays known since then.
+        What was known first stays: of the columns that the contract calls `first` the earlier value
+        is kept, and `ingested_at` alone is no change.
 
         Args:
             name: a table of the contracts.
@@ -128,9 +131,8 @@ class Lake:
         from deltalake import write_deltalake
 
         path = self.root / name
-        path.mkdir(parents=True, exist_ok=True)
         schema_mode: Any = "overwrite" if mode == "overwrite" else "merge"
-        write_deltalake(path, rows, mode=mode, schema_mode=schema_mode)
+        write_deltalake(path.absolute().as_uri(), rows, mode=mode, schema_mode=schema_mode)
         self.versions[name] = _delta(path, None).version()
         return self.versions[name]
 
@@ -167,7 +169,7 @@ def last_run(root: Path) -> dict[str, Any] | None:
 
 def published_runs(root: Path) -> list[dict[str, Any]]:
     """All rows of `runs`, oldest first, their JSON columns decoded."""
-    if not (root / RUNS).is_dir():
+    if not _exists(root / RUNS):
         return []
     rows = _delta(root / RUNS, None).to_pyarrow_table().to_pylist()
     decoded = [{**r, **{k: json.loads(r[k]) for k in ("versions", "summary")}} for r in rows]
@@ -184,7 +186,7 @@ def publish(root: Path, run: dict[str, Any]) -> None:
     import pyarrow as pa
 
     row = {**run, **{k: json.dumps(run[k], sort_keys=True) for k in ("versions", "summary")}}
-    latest = {RUNS: _delta(root / RUNS, None).version()} if (root / RUNS).is_dir() else {}
+    latest = {RUNS: _delta(root / RUNS, None).version()} if _exists(root / RUNS) else {}
     Lake(root, latest).append(RUNS, pa.Table.from_pylist([row], arrow_schema(RUNS)))
 
 
@@ -198,10 +200,10 @@ def _changed_rows(
     content = [c for c in rows.column_names if c not in key and c != "ingested_at"]
     new = con.create_table(f"_upsert_{name}", rows, temp=True, overwrite=True)
     joined = new.left_join(old.mutate(_known=ibis.literal(True)), key)
-    differs = ibis.or_(*(~new[c].identical_to(old[c]) for c in content)) if content else False
-    marked = joined.select(
-        *(new[c] for c in rows.column_names), _known=joined["_known"].notnull(), _differs=differs
-    )
+    values = {c: new[c] for c in rows.column_names}
+    values |= {c: ibis.least(new[c], old[c].fill_null(new[c])) for c in contract(name).first}
+    differs = ibis.or_(*(~values[c].identical_to(old[c]) for c in content)) if content else False
+    marked = joined.select(**values, _known=joined["_known"].notnull(), _differs=differs)
     touched = con.create_table(f"_touched_{name}", marked, temp=True, overwrite=True)
     counts = touched.aggregate(
         new=(~touched["_known"]).sum(), changed=(touched["_known"] & touched["_differs"]).sum()
@@ -228,4 +230,10 @@ def _check_columns(
 def _delta(path: Path, version: int | None) -> Any:
     from deltalake import DeltaTable
 
-    return DeltaTable(path, version=version)
+    return DeltaTable(path.absolute().as_uri(), version=version)
+
+
+def _exists(path: Path) -> bool:
+    from deltalake import DeltaTable
+
+    return bool(DeltaTable.is_deltatable(path.absolute().as_uri()))

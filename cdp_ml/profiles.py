@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cdp_ml.as_of import links_as_of
 from cdp_ml.config import Survivorship
 from cdp_ml.contracts import PERSON_FIELDS
 
@@ -18,7 +19,6 @@ _LATEST = Survivorship()
 def build_customers(
     records: Table,
     crosswalk: Table,
-    edges: Table,
     rules: Mapping[str, Survivorship],
     as_of: datetime,
 ) -> Table:
@@ -31,7 +31,6 @@ def build_customers(
     Args:
         records: table `records`.
         crosswalk: table `crosswalk`.
-        edges: table `edges`; gives `identity_confidence`.
         rules: survivorship by person field; the latest value wins where there is none.
         as_of: UTC.
 
@@ -44,26 +43,20 @@ def build_customers(
         records=members.count(),
         first_seen_at=members.ingested_at.min(),
         last_seen_at=members.event_timestamp.max(),
+        identity_confidence=members.confidence.min(),
     )
     return (
         counted.left_join(_pivot(chosen), "customer_id")
         .drop("customer_id_right")
         .left_join(_sources(members), "customer_id")
         .drop("customer_id_right")
-        .left_join(_confidence(members, edges), "customer_id")
-        .drop("customer_id_right")
-        .mutate(identity_confidence=lambda t: t.identity_confidence.fill_null(1.0))
     )
 
 
 def _members(records: Table, crosswalk: Table, as_of: datetime) -> Table:
     """The records known at the instant, with the customer they belonged to then."""
-    links = crosswalk.filter(
-        crosswalk.valid_from < as_of,
-        crosswalk.valid_to.isnull() | (crosswalk.valid_to >= as_of),
-    ).drop("valid_from", "valid_to")
     known = records.filter(records.ingested_at < as_of)
-    return known.join(links, ["source", "source_record_id"])
+    return known.join(links_as_of(crosswalk, as_of), ["source", "source_record_id"])
 
 
 def _chosen_values(members: Table, rules: Mapping[str, Survivorship]) -> Table:
@@ -127,21 +120,3 @@ def _pivot(chosen: Table) -> Table:
 def _sources(members: Table) -> Table:
     names = members.source.collect(distinct=True).sort()
     return members.group_by("customer_id").aggregate(sources=names.join(","))
-
-
-def _confidence(members: Table, edges: Table) -> Table:
-    """The weakest of the records' best links inside their customer; deterministic ones are 1."""
-    keyed = members.select("customer_id", record=members.source + ":" + members.source_record_id)
-    left = keyed.rename(record_l="record", customer_l="customer_id")
-    right = keyed.rename(record_r="record", customer_r="customer_id")
-    inside = edges.join(left, "record_l").join(right, "record_r")
-    inside = inside.filter(inside.customer_l == inside.customer_r)
-    ends = inside.select(
-        customer_id="customer_l", record="record_l", probability="match_probability"
-    ).union(
-        inside.select(customer_id="customer_l", record="record_r", probability="match_probability")
-    )
-    best = ends.group_by(["customer_id", "record"]).aggregate(
-        probability=ends.probability.fill_null(1.0).max()
-    )
-    return best.group_by("customer_id").aggregate(identity_confidence=best.probability.min())

@@ -37,13 +37,17 @@ from cdp_ml.workspace import instants_of
 
 @dataclass(frozen=True)
 class Step:
-    """A step: what it does, what it reads and writes, and what else decides whether it is due."""
+    """A step: what it does, what it reads and writes, and what else decides whether it is due.
+
+    A step `settles` if what is due is decided by what it last reported, as the cadence of training.
+    """
 
     name: str
     run: Callable[[Run], Report]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     inputs: Callable[[Run], object]
+    settles: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,15 @@ def refresh(
     try:
         _make_folder(settings.data)
         with _only_refresh(settings.data):
-            return _refresh(_begin(settings), force, tell or (lambda step, what: None))
+            return _refresh(_begin(settings, force), tell or (lambda step, what: None))
     except CdpError as error:
         error.args = (located(str(error), settings),)
         raise
 
 
 def _make_folder(data: Path) -> None:
+    if set("[]*") & set(str(data)):
+        raise ConfigError(f"{data}: a workspace's path must not hold [, ] or *; choose another one")
     try:
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,8 +95,8 @@ def _make_folder(data: Path) -> None:
         ) from None
 
 
-def _refresh(run: Run, force: bool, tell: Callable[[str, str], None]) -> Outcome:
-    seconds = dict(_run_steps(run, force, tell))
+def _refresh(run: Run, tell: Callable[[str, str], None]) -> Outcome:
+    seconds = dict(_run_steps(run, tell))
     published = bool(seconds) or not _is_published(run)
     if published:
         _publish(run)
@@ -98,7 +104,7 @@ def _refresh(run: Run, force: bool, tell: Callable[[str, str], None]) -> Outcome
     return Outcome(_last_run_id(run), run.as_of, seconds, reports, published)
 
 
-def _begin(settings: Settings) -> Run:
+def _begin(settings: Settings, force: bool) -> Run:
     last = last_run(settings.data / "lake")
     journal = Journal.load(settings.data / "journal.json", last["versions"] if last else {})
     if last and journal.run.get("run_id") == last["run_id"]:
@@ -109,17 +115,15 @@ def _begin(settings: Settings) -> Run:
         journal.run = {"run_id": f"{now:%Y%m%dT%H%M%S%f}", "known_at": now.isoformat()}
     identity = load_spec(settings.share("models") / "identity.yaml", IdentitySpec)
     lake = Lake(settings.data / "lake", journal.versions)
-    return Run(settings, load_models(settings), identity, journal, lake)
+    return Run(settings, load_models(settings), identity, journal, lake, force)
 
 
-def _run_steps(
-    run: Run, force: bool, tell: Callable[[str, str], None]
-) -> Iterator[tuple[str, float]]:
+def _run_steps(run: Run, tell: Callable[[str, str], None]) -> Iterator[tuple[str, float]]:
     """Run the steps that are due, noting each in the journal; yields their names and seconds."""
     is_checked = False
     for step in STEPS:
         known = run.journal.steps.get(step.name, {}).get("fingerprint")
-        if not force and known == _fingerprint(step, run):
+        if not run.force and known == _fingerprint(step, run):
             tell(step.name, "skip")
             continue
         if not is_checked:
@@ -127,9 +131,12 @@ def _run_steps(
             is_checked = True
         tell(step.name, "run")
         started = time.perf_counter()
+        # Taken before the step reads: what changes while it does is found by the next refresh.
+        fingerprint = _fingerprint(step, run)
         run.journal.steps[step.name] = {"report": step.run(run)}
-        # Computed anew: whether training is due depends on what training has just reported.
-        run.journal.steps[step.name]["fingerprint"] = _fingerprint(step, run)
+        if step.settles:
+            fingerprint = _fingerprint(step, run)
+        run.journal.steps[step.name]["fingerprint"] = fingerprint
         run.journal.save()
         tell(step.name, "done")
         yield step.name, time.perf_counter() - started
@@ -217,7 +224,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "profiles",
         steps.profiles,
-        ("records", "edges", "crosswalk"),
+        ("records", "crosswalk"),
         ("customers",),
         lambda run: [run.as_of, _fingerprints(run.settings.profiles)],
     ),
@@ -238,7 +245,7 @@ STEPS: tuple[Step, ...] = (
         (),
         lambda run: [run.as_of, steps.hash_of(run.settings.share("features"))],
     ),
-    Step("train", steps.train, (), (), steps.training_inputs),
+    Step("train", steps.train, (), (), steps.training_inputs, settles=True),
     Step(
         "score",
         steps.score,

@@ -96,12 +96,14 @@ def update_membership(previous: Table, current: Table, as_of: datetime) -> Table
         as_of: the instant of entries and exits, UTC.
 
     Returns:
-        Table `segment_membership`. A stay that would end at the instant at which it began (the same
-        instant computed again) is no stay and is left out.
+        Table `segment_membership`. What was decided at this instant or later is decided anew, so an
+        instant may be computed again, and an earlier one after a later one.
     """
     import ibis
 
-    now = ibis.literal(as_of).cast("timestamp('UTC', 6)")
+    now, never = ibis.literal(as_of).cast("timestamp('UTC', 6)"), ibis.null("timestamp('UTC', 6)")
+    before = previous.filter(previous.entered_at < now)
+    previous = before.mutate(exited_at=ibis.ifelse(before.exited_at < now, before.exited_at, never))
     staying = current.mutate(inside=ibis.literal(True))
     followed = previous.left_join(staying, ["segment", "customer_id"])
     open_and_gone = followed.exited_at.isnull() & followed.inside.isnull()
@@ -110,10 +112,9 @@ def update_membership(previous: Table, current: Table, as_of: datetime) -> Table
     )
     still_open = previous.filter(previous.exited_at.isnull())
     entered = current.anti_join(still_open, ["segment", "customer_id"]).mutate(
-        entered_at=now, exited_at=ibis.null("timestamp('UTC', 6)")
+        entered_at=now, exited_at=never
     )
-    stays = kept.filter(kept.exited_at.isnull() | (kept.exited_at > kept.entered_at))
-    return stays.union(entered.select(stays.columns))
+    return kept.union(entered.select(kept.columns))
 
 
 def _named(members: Table, segment: str) -> Table:

@@ -35,7 +35,7 @@ def serve_command(settings: Settings, host: str, port: int) -> tuple[list[str], 
     Raises:
         ConfigError: if the host is not an IP address of this machine, or the port is taken.
     """
-    _check_address(host, port)
+    check_address(host, port)
     command = [sys.executable, "-m", "bentoml", "serve", str(settings.share("serving"))]
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     environment = {
@@ -125,7 +125,16 @@ def running_service(
             _stop(process)
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
+    """Find out whether a server can listen, before it starts.
+
+    Args:
+        host: IP address to listen on.
+        port: to listen on.
+
+    Raises:
+        ConfigError: if the host is not an IP address of this machine, or the port is taken.
+    """
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         with socket.socket(family) as probe:
@@ -135,7 +144,7 @@ def _check_address(host: str, port: int) -> None:
         raise ConfigError(f"host '{host}': not an IP address, such as 127.0.0.1") from None
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port or address"
         ) from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class Run:
     identity: IdentitySpec
     journal: Journal
     lake: Lake
+    force: bool = False
 
     @cached_property
     def con(self) -> SQLBackend:
@@ -175,19 +176,28 @@ def ingest(run: Run) -> Report:
     before = run.report("ingest").get("sources", {})
     signatures = source_signatures(run)
     changed = [n for n in signatures if before.get(n, {}).get("signature") != signatures[n]]
-    sources = {n: before[n] for n in signatures if n not in changed}
     declared = run.settings.sources
     batches = {
-        n: read_source(n, declared[n], run.settings.home, run.con, run.known_at) for n in changed
+        # Not the run's own time: a resumed run may find rows that came after it began.
+        n: read_source(n, declared[n], run.settings.home, run.con, datetime.now(UTC))
+        for n in changed
     }
-    for name, batch in batches.items():
-        kind, reasons = declared[name].kind, _reasons(batch.rejects)
-        counts = {**batch.counts, **_store_batch(run, kind, batch)}
-        sources[name] = {"signature": signatures[name], "kind": kind, "reasons": reasons, **counts}
+    for name in before:
+        if name not in signatures or _is_redeclared(before[name]["signature"], signatures[name]):
+            _forget(run, name)
+    sources = {
+        n: _store_source(run, n, batches[n], signature) if n in batches else before[n]
+        for n, signature in signatures.items()
+    }
     _store_rejects(run, {name: batch.rejects for name, batch in batches.items()})
     counted = {n: {k: v for k, v in s.items() if isinstance(v, int)} for n, s in sources.items()}
-    ordered = {n: sources[n] for n in signatures}
-    return {"sources": ordered, "metrics": counted, **_span_of_facts(run)}
+    return {"sources": sources, "metrics": counted, **_span_of_facts(run)}
+
+
+def _store_source(run: Run, name: str, batch: Any, signature: list[Any]) -> dict[str, Any]:
+    kind = run.settings.sources[name].kind
+    counts = {**batch.counts, **_store_batch(run, kind, batch)}
+    return {"signature": signature, "kind": kind, "reasons": _reasons(batch.rejects), **counts}
 
 
 def source_signatures(run: Run) -> dict[str, list[Any]]:
@@ -199,6 +209,19 @@ def source_signatures(run: Run) -> dict[str, list[Any]]:
         name: [code_fingerprint(), source.fingerprint(), region, source_files(name, source, home)]
         for name, source in run.settings.sources.items()
     }
+
+
+def _is_redeclared(before: list[Any], now: list[Any]) -> bool:
+    """Whether the same files are to be read otherwise: what they said so far is void."""
+    return before[-1] == now[-1] and before[1:-1] != now[1:-1]
+
+
+def _forget(run: Run, source: str) -> None:
+    """Take out what a source has said: it was removed from cdp.yaml, or declared otherwise."""
+    for table in ("records", "identifiers", "events", "transactions", "rejects"):
+        if run.lake.has(table):
+            rows = run.read(table)
+            run.lake.write(table, rows.filter(rows.source != source))
 
 
 def _store_batch(run: Run, kind: str, batch: Any) -> dict[str, int]:
@@ -251,12 +274,14 @@ def identity(run: Run) -> Report:
 
     records = run.read("records")
     linkage = link(records, run.read("identifiers"), run.identity, run.con)
+    # A run as of a past instant teaches what holds as of that instant.
+    learned_at = min(run.known_at, run.as_of - timedelta(microseconds=1))
     crosswalk, changes = assign_customer_ids(
-        linkage.clusters, records, run.read("crosswalk"), run.known_at, run.con
+        linkage.clusters, records, run.read("crosswalk"), learned_at, run.con
     )
     run.lake.write("edges", linkage.edges)
     run.lake.write("crosswalk", crosswalk)
-    run.lake.append("identity_log", changes)
+    run.lake.upsert("identity_log", changes, run.con)
     _keep_linkage_model(run, linkage.model)
     return _identity_report(crosswalk, changes, linkage.edges)
 
@@ -285,8 +310,8 @@ def profiles(run: Run) -> Report:
     """Build the golden records of all customers."""
     from cdp_ml.profiles import build_customers
 
-    records, crosswalk, edges = (run.read(t) for t in ("records", "crosswalk", "edges"))
-    customers = build_customers(records, crosswalk, edges, run.settings.profiles, run.as_of)
+    records, crosswalk = run.read("records"), run.read("crosswalk")
+    customers = build_customers(records, crosswalk, run.settings.profiles, run.as_of)
     run.lake.write("customers", customers)
     return {"metrics": {"customers": {"rows": run.lake.arrow("customers").num_rows}}}
 
@@ -355,9 +380,9 @@ def train(run: Run) -> Report:
 def _is_fresh(run: Run, name: str) -> bool:
     """Whether a model's last training still holds: same specification, within its cadence."""
     trained = run.report("train").get("models", {}).get(name)
-    if trained is None or trained["specification"] != run.models[name].fingerprint():
+    if run.force or trained is None or trained["version"] is None:
         return False
-    if trained["version"] is None:
+    if trained["specification"] != _specification(run, name):
         return False
     age = run.as_of - datetime.fromisoformat(trained["as_of"])
     return timedelta(0) <= age < timedelta(days=run.models[name].cadence_days)
@@ -367,8 +392,8 @@ def training_inputs(run: Run) -> object:
     """What decides whether training is due: specification and cadence, else the data itself."""
     data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAITS}]
     return {
-        name: [spec.fingerprint(), None if _is_fresh(run, name) else data]
-        for name, spec in run.models.items()
+        name: [_specification(run, name), None if _is_fresh(run, name) else data]
+        for name in run.models
     }
 
 
@@ -379,11 +404,18 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     from cdp_ml.learn.training import train
 
     served = run.lake.versions.get(_served(spec.name))
-    base = {"specification": spec.fingerprint(), "as_of": run.as_of.isoformat(), "version": served}
+    base: dict[str, Any] = {
+        "specification": _specification(run, spec.name),
+        "as_of": run.as_of.isoformat(),
+        "version": served,
+    }
     try:
         split = time_split(spec, run.as_of, run.first_fact)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
         champion = registry.load_model(run.settings, spec.name, served) if served else None
+        if champion and not set(champion.features) <= set(frame.column_names):
+            # Its features are no longer there: it cannot score anybody.
+            champion = base["version"] = None
         trained = train(spec, frame, split, champion)
     except NotPromotedError as refusal:
         return {**base, "metrics": {}, "verdict": str(refusal)}
@@ -392,10 +424,15 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     judged = trained.evaluation
     return {
         **base,
-        "version": version if judged.promoted else served,
+        "version": version if judged.promoted else base["version"],
         "metrics": {name: e.value for name, e in judged.metrics.items()},
         "verdict": judged.verdict,
     }
+
+
+def _specification(run: Run, model: str) -> list[str]:
+    """What a model was made to be: its specification, and the features there are."""
+    return [run.models[model].fingerprint(), hash_of(run.settings.share("features"))]
 
 
 def _served(model: str) -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.as_of import links_as_of
 from cdp_ml.config import ModelSpec, Settings, environment_home, load_models, load_settings
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
 from cdp_ml.lake import Lake, last_run
@@ -194,8 +195,8 @@ def _traits_at(
     from cdp_ml.profiles import build_customers
     from cdp_ml.traits import traits_as_of
 
-    records, crosswalk, edges = (lake.read(t, con) for t in ("records", "crosswalk", "edges"))
-    customers = build_customers(records, crosswalk, edges, settings.profiles, as_of)
+    records, crosswalk = lake.read("records", con), lake.read("crosswalk", con)
+    customers = build_customers(records, crosswalk, settings.profiles, as_of)
     tables = {
         "orders": _keyed(lake, con, "transactions", as_of),
         "events": _keyed(lake, con, "events", as_of),
@@ -248,9 +249,10 @@ def eligible_features(
 
     spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
     spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
-    store = open_store(
-        settings, lake.versions, online_path(settings, lake.versions["online_store"])
-    )
+    path = online_path(settings, lake.versions["online_store"])
+    if not path.is_file():
+        raise CdpError("this run's features were replaced by later ones; open the workspace again")
+    store = open_store(settings, lake.versions, path)
     frame = training_features(store, spec.features, spine)
     held = con.create_table("_features", frame, temp=True, overwrite=True)
     chosen = eligible(con, held, spec)
@@ -266,8 +268,8 @@ def training_frame(
 ) -> pa.Table:
     """The rows from which a model is trained and tested.
 
-    Outcomes are those that are known at the split's `as_of`; an order counts for the customer that
-    its buyer was at the instant, even if a later merge gave that customer another id.
+    Outcomes are those that are known at the split's `as_of`: an order counts for the customer that
+    was then known to be its buyer, under whatever ids the buyer's records had before.
 
     Returns:
         customer_id, event_timestamp, the features, and label (propensities).
@@ -279,14 +281,15 @@ def training_frame(
         return features
     held = con.create_table("_eligible", features, temp=True, overwrite=True)
     orders = _keyed(lake, con, "transactions", split.as_of)
-    labels = build_labels(held, _under_former_ids(orders, lake.read("crosswalk", con)), spec)
+    orders = _under_former_ids(orders, lake.read("crosswalk", con), split.as_of)
+    labels = build_labels(held, orders, spec)
     return con.to_pyarrow(held.join(labels, ["customer_id", "event_timestamp"]))
 
 
-def _under_former_ids(orders: Table, crosswalk: Table) -> Table:
+def _under_former_ids(orders: Table, crosswalk: Table, as_of: datetime) -> Table:
     """The orders once for each id that the buyer's records ever had."""
     record = ["source", "source_record_id"]
-    current = crosswalk.filter(crosswalk.valid_to.isnull()).select(*record, now="customer_id")
+    current = links_as_of(crosswalk, as_of).select(*record, now="customer_id")
     ids = crosswalk.select(*record, "customer_id").join(current, record)
     lineage = ids.select("customer_id", "now").distinct()
     return orders.rename(now="customer_id").join(lineage, "now")

@@ -51,6 +51,9 @@ STATUS: Mapping[type[CdpError], int] = {
 POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 
+NOT_JSON = "send a JSON body with the header 'Content-Type: application/json'"
+
+
 def refusal(error: str, message: str, status: int) -> JSONResponse:
     """An error as the API says it: its kind, and what is wrong and what to do."""
     return JSONResponse(ErrorResponse(error=error, message=message).model_dump(), status)
@@ -84,6 +87,9 @@ class Manners:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass everything through, but for the headers and for the bodies of 400."""
         refused: dict[str, Any] = {}
+        if scope["type"] == "http" and scope["method"] == "POST" and not _is_json(scope):
+            await refusal("InvalidRequest", NOT_JSON, 400)(scope, receive, send)
+            return
 
         async def polite(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -101,6 +107,12 @@ class Manners:
             await send(message)
 
         await self.app(scope, receive, polite if scope["type"] == "http" else send)
+
+
+def _is_json(scope: Any) -> bool:
+    """Whether a request says that its body is JSON; BentoML would take others for form fields."""
+    content = dict(scope["headers"]).get(b"content-type", b"")
+    return bool(content.partition(b";")[0].strip().lower() == b"application/json")
 
 
 def _refusals(body: bytes) -> str:

@@ -87,6 +87,11 @@ def test_as_of_a_date_is_its_midnight():
     assert as_of_instant(settings(as_of=date(2026, 7, 1)), None) == datetime(2026, 7, 1, tzinfo=UTC)
 
 
+def test_as_of_a_day_that_has_not_come_is_refused():
+    with pytest.raises(ConfigError, match="in the future"):
+        as_of_instant(settings(as_of=date(2999, 1, 1)), None)
+
+
 def test_the_shipped_models_are_valid_and_bear_their_files_names():
     models = load_models(settings())
     assert {"purchase_30d", "churn_90d", "clusters"} <= set(models)

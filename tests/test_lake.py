@@ -52,6 +52,38 @@ def test_upsert_inserts_new_rows_and_replaces_changed_ones(lake, con):
     assert names(lake) == {"a": "mug", "b": "big tray", "c": "pot"}
 
 
+def test_what_was_known_first_stays_when_a_row_is_corrected(lake, con):
+    lake.upsert("products", products(("a", "mug"), known_at=T1), con)
+    lake.upsert("products", products(("a", "cup"), known_at=T2), con)
+    assert lake.arrow("products").to_pylist()[0]["ingested_at"] == T1
+    assert names(lake) == {"a": "cup"}
+
+
+def test_the_first_use_of_an_identifier_is_not_forgotten(lake, con):
+    key = {
+        "identifier_type": "cookie",
+        "identifier": "k",
+        "source": "shop",
+        "source_record_id": "1",
+    }
+    for when in (T2, T1, T2):
+        given = rows("identifiers", {**key, "event_timestamp": when, "ingested_at": when})
+        lake.upsert("identifiers", given, con)
+    assert lake.arrow("identifiers")["event_timestamp"].to_pylist() == [T1]
+
+
+@pytest.mark.parametrize("odd", ["with space", "100% sure", "a#b"])
+def test_a_folder_may_have_any_name(tmp_path, con, odd):
+    lake = Lake(tmp_path / odd)
+    lake.write("products", products(("a", "mug")))
+    assert con.to_pyarrow(lake.read("products", con)).num_rows == 1
+
+
+def test_a_publication_that_was_killed_at_its_very_beginning_is_none(lake):
+    (lake.root / "runs").mkdir()
+    assert last_run(lake.root) is None
+
+
 def test_a_reader_keeps_seeing_its_version(lake, con):
     lake.write("products", products(("a", "mug")))
     reader = Lake(lake.root, dict(lake.versions))

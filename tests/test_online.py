@@ -167,7 +167,7 @@ def test_only_an_address_of_this_machine_that_is_free_is_served(workspace):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ConfigError, match="in use; choose another --port"):
+        with pytest.raises(ConfigError, match="in use; choose another port"):
             serve.serve_command(workspace.settings, "127.0.0.1", taken.getsockname()[1])
 
 

@@ -20,8 +20,9 @@ def record(source, record_id, known_at, changed_at=None, **fields):
     }
 
 
-def link(source, record_id, customer_id, valid_from, valid_to=None):
+def link(source, record_id, customer_id, valid_from, valid_to=None, confidence=1.0):
     return {
+        "confidence": confidence,
         "source": source,
         "source_record_id": record_id,
         "customer_id": customer_id,
@@ -40,19 +41,14 @@ RECORDS = rows(
 CROSSWALK = rows(
     "crosswalk",
     link("crm", "1", "c1", JAN),
-    link("shop", "7", "c1", FEB),
+    link("shop", "7", "c1", FEB, confidence=0.97),
     link("pos", "9", "c1", FEB),
     link("crm", "2", "c2", FEB),
-)
-EDGES = rows(
-    "edges",
-    {"record_l": "crm:1", "record_r": "shop:7", "kind": "probabilistic", "match_probability": 0.97},
-    {"record_l": "crm:1", "record_r": "pos:9", "kind": "deterministic"},
 )
 
 
 def customers(con, as_of=MAR, crosswalk=CROSSWALK, **rules):
-    tables = [ibis.memtable(t) for t in (RECORDS, crosswalk, EDGES)]
+    tables = [ibis.memtable(t) for t in (RECORDS, crosswalk)]
     built = con.to_pyarrow(build_customers(*tables, rules, as_of)).to_pylist()
     return {row["customer_id"]: row for row in built}
 
@@ -95,8 +91,6 @@ def test_a_link_that_ended_before_the_instant_does_not_count(con):
 
 
 def test_it_compiles_for_spark():
-    tables = [
-        ibis.table(t.schema, name=n) for t, n in ((RECORDS, "r"), (CROSSWALK, "x"), (EDGES, "e"))
-    ]
+    tables = [ibis.table(t.schema, name=n) for t, n in ((RECORDS, "r"), (CROSSWALK, "x"))]
     sql = spark_sql(build_customers(*tables, {}, MAR))
     assert "ROW_NUMBER" in sql

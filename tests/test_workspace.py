@@ -1,10 +1,13 @@
 """What a notebook gets of a published workspace."""
 
+import socket
+
 import numpy as np
 import pytest
 from published import AS_OF, make_workspace, traits
 
 import cdp_ml
+from cdp_ml.cli import ui
 from cdp_ml.errors import ConfigError, NotPromotedError
 
 
@@ -33,3 +36,11 @@ def test_a_model_without_champion_and_one_that_is_not_there_are_said(cdp):
 def test_a_table_that_is_not_there_is_said(cdp):
     with pytest.raises(ConfigError, match=r"no published table 'customer'.*customers"):
         cdp.table("customer")
+
+
+def test_a_port_that_is_taken_is_said_before_the_pages_open(cdp):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match=r"cannot listen on .*choose another port"):
+            ui(cdp.settings.home, taken.getsockname()[1])

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 _MEMBERS = """
 CREATE TABLE members AS
-SELECT source, source_record_id, cluster, ingested_at, source || ':' || source_record_id AS record
+SELECT source, source_record_id, cluster, confidence, ingested_at,
+    source || ':' || source_record_id AS record
 FROM clusters JOIN records USING (source, source_record_id)
 """
 _HELD = """
@@ -58,7 +59,8 @@ QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY first) = 1
 """
 _LINKS = """
 CREATE TABLE links AS
-SELECT m.source, m.source_record_id, a.customer_id, h.customer_id AS before, m.ingested_at
+SELECT m.source, m.source_record_id, a.customer_id, h.customer_id AS before, m.ingested_at,
+    m.confidence
 FROM members m JOIN assigned a USING (cluster)
 LEFT JOIN held h USING (source, source_record_id)
 """
@@ -66,15 +68,21 @@ _CROSSWALK = """
 WITH moved AS (
     SELECT * FROM links WHERE before <> customer_id
 ), kept AS (
-    SELECT p.source, p.source_record_id, p.customer_id, p.valid_from,
+    SELECT p.source, p.source_record_id, p.customer_id,
+        CASE WHEN p.valid_to IS NULL THEN coalesce(l.confidence, p.confidence) ELSE p.confidence END
+            AS confidence,
+        p.valid_from,
         CASE WHEN p.valid_to IS NULL AND m.source IS NOT NULL THEN $known_at ELSE p.valid_to END
             AS valid_to
     FROM previous p LEFT JOIN moved m USING (source, source_record_id)
+    LEFT JOIN links l USING (source, source_record_id)
     -- A link from this very instant was never seen: it is replaced, not closed.
     WHERE NOT (p.valid_to IS NULL AND m.source IS NOT NULL AND p.valid_from >= $known_at)
 ), fresh AS (
-    SELECT source, source_record_id, customer_id,
-        CASE WHEN before IS NULL THEN ingested_at ELSE $known_at END AS valid_from, NULL AS valid_to
+    SELECT source, source_record_id, customer_id, confidence,
+        CASE WHEN before IS NULL THEN ingested_at ELSE greatest(ingested_at, $known_at) END
+            AS valid_from,
+        NULL AS valid_to
     FROM links WHERE before IS NULL OR before <> customer_id
 )
 SELECT * FROM kept UNION ALL SELECT * FROM fresh ORDER BY source, source_record_id, valid_from
@@ -122,7 +130,8 @@ def assign_customer_ids(
     a crash ends in the same state, and a rerun on the same data changes nothing.
 
     Args:
-        clusters: source, source_record_id, cluster, as of `cdp_ml.identity.linkage.link`.
+        clusters: source, source_record_id, cluster, confidence, as of
+            `cdp_ml.identity.linkage.link`.
         records: source, source_record_id, ingested_at of the same records.
         previous: table `crosswalk`, its whole history; empty at first.
         known_at: when this run learns of the clusters, UTC.
@@ -159,7 +168,7 @@ def _tables(
     db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     key = ["source", "source_record_id"]
     given = {
-        "clusters": clusters.select([*key, "cluster"]),
+        "clusters": clusters.select([*key, "cluster", "confidence"]),
         "records": records.select([*key, "ingested_at"]),
         "previous": previous,
     }

@@ -227,10 +227,11 @@ def _check_rows(
                 SELECT *, {values} FROM (
                     SELECT {FILE}, {POSITION}, {conditions}, {texts} FROM {TABLE}))"""
         )
-    except duckdb.ConversionException:
+    except (duckdb.DataError, duckdb.InvalidInputException):
+        # Without DuckDB's own words, which quote the row.
         raise ConfigError(
             f"sources.{name}: a condition in 'where' or 'refuse' cannot convert some rows; write "
-            "TRY_CAST(field AS type) there"
+            "TRY_CAST(field AS type) or try_strptime(field, format) there"
         ) from None
 
 

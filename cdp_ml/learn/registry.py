@@ -7,6 +7,7 @@ that loading may create.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -70,7 +71,8 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
 
     with _quiet():
         client = _client(settings)
-        if (registered := _version_of(client, trained.spec.name, run_id)) is not None:
+        training = _training(trained, versions, run_id)
+        if (registered := _version_of(client, trained.spec.name, training)) is not None:
             return registered
         _follow_move(settings)
         experiment = _experiment(client, settings, trained.spec)
@@ -82,7 +84,8 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
                 write_report(trained, Path(folder))
                 client.log_artifacts(run.info.run_id, folder)
             model_uri = _log_model(trained)
-        return _register(client, trained, model_uri, run.info.run_id, run_id)
+        tags = {"run_id": run_id, "training": training}
+        return _register(client, trained, model_uri, run.info.run_id, tags)
 
 
 def promote(settings: Settings, name: str, version: int) -> None:
@@ -121,7 +124,9 @@ def ui_command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]
     with _quiet():
         _client(settings).search_experiments(max_results=1)
         _follow_move(settings)
-    return [*command, "--port", str(port), "--workers", "1"], dict(os.environ)
+    # Its libraries' deprecations are no concern of the reader's.
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return [*command, "--port", str(port), "--workers", "1"], environment
 
 
 def load_model(settings: Settings, name: str, version: int) -> Predictor:
@@ -307,7 +312,9 @@ def _requirements(*packages: str) -> list[str]:
     return [f"{p}=={installed(p)}" for p in ("mlflow", "numpy", *packages)]
 
 
-def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, run_id: str) -> int:
+def _register(
+    client: MlflowClient, trained: Trained, model_uri: str, run: str, tags: Mapping[str, str]
+) -> int:
     from mlflow.exceptions import MlflowException
 
     name, evaluation = trained.spec.name, trained.evaluation
@@ -321,16 +328,22 @@ def _register(client: MlflowClient, trained: Trained, model_uri: str, run: str, 
         name,
         source=model_uri,
         run_id=run,
-        tags={"promoted": str(evaluation.promoted).lower(), "run_id": run_id},
+        tags={"promoted": str(evaluation.promoted).lower(), **tags},
         description=description(trained),
         await_creation_for=0,
     )
     return int(made.version)
 
 
-def _version_of(client: MlflowClient, name: str, run_id: str) -> int | None:
+def _training(trained: Trained, versions: Mapping[str, int], run_id: str) -> str:
+    """What tells one training of a refresh from another."""
+    made_from = [run_id, trained.spec.fingerprint(), str(trained.split), sorted(versions.items())]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def _version_of(client: MlflowClient, name: str, training: str) -> int | None:
     """The version that a refresh has registered, if it has."""
-    found = client.search_model_versions(f"name = '{name}' AND tags.run_id = '{run_id}'")
+    found = client.search_model_versions(f"name = '{name}' AND tags.training = '{training}'")
     return int(found[0].version) if found else None
 
 

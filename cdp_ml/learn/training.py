@@ -108,10 +108,7 @@ def _train_propensity(
     check_learnable(y_test, spec.name, "test")
     features, excluded = _informative(spec, past)
     x, x_test = matrix(past, features), matrix(test, features)
-    params = estimators.parameters(spec.estimator, len(y), f"models/{spec.name}.yaml: estimator")
-    tried = _try_leaves(params, past, split, features) if _is_open(spec) else None
-    if tried is not None:
-        params |= {"num_leaves": tried["num_leaves"][0].as_py()}
+    params, tried = _chosen_parameters(spec, past, split, features)
     booster = estimators.fit_lightgbm(x, y, features, params)
     predictor = Predictor(spec.name, 0, spec.task, features, booster)
     score = predictor.predict(test)
@@ -119,14 +116,12 @@ def _train_propensity(
     judged = judge_propensity(
         spec.name, y_test, score, rivals, spec.beat_baselines_by, _champion_scores(champion, test)
     )
-    if tried is not None:
-        judged = replace(judged, tables={**judged.tables, "leaves": tried})
     gain = booster.feature_importance("gain")
     return Trained(
         spec=spec,
         split=split,
         predictor=predictor,
-        evaluation=judged,
+        evaluation=replace(judged, tables={**judged.tables, **tried}),
         parameters=params,
         rows={
             "train_rows": len(y),
@@ -142,9 +137,22 @@ def _train_propensity(
     )
 
 
-def _is_open(spec: ModelSpec) -> bool:
-    """Whether the specification leaves the number of leaves to be found."""
-    return spec.estimator.get("num_leaves") == estimators.AUTO
+def _chosen_parameters(
+    spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """The parameters of LightGBM, and what was tried to find those that the specification asks for.
+
+    Raises:
+        ConfigError: if a parameter is unknown.
+    """
+    origin = f"models/{spec.name}.yaml: estimator"
+    params = estimators.parameters(spec.estimator, past.num_rows, origin)
+    if spec.estimator.get("num_leaves") != estimators.AUTO:
+        return params, {}
+    tried = _try_leaves(params, past, split, features)
+    if tried is None:
+        return params, {}
+    return {**params, "num_leaves": tried["num_leaves"][0].as_py()}, {"leaves": tried}
 
 
 def _try_leaves(

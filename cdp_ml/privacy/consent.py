@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cdp_ml.as_of import links_as_of
+
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
@@ -26,9 +28,8 @@ def consented_customers(consents: Table, crosswalk: Table, purpose: str, as_of: 
     """
     import ibis
 
-    links = crosswalk.filter(crosswalk.valid_to.isnull())
     said = consents.filter(consents.purpose == purpose, consents.event_timestamp < as_of)
-    words = said.join(links.drop("valid_from", "valid_to"), ["source", "source_record_id"])
+    words = said.join(links_as_of(crosswalk, as_of), ["source", "source_record_id"])
     latest = ibis.window(
         group_by="customer_id", order_by=[ibis.desc("event_timestamp"), ibis.asc("granted")]
     )

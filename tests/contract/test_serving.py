@@ -134,6 +134,14 @@ def test_a_body_that_is_not_json_is_refused(service):
     assert json.loads(content)["error"] == "InvalidRequest"
 
 
+def test_a_body_that_is_not_declared_as_json_is_refused_with_what_to_do(service):
+    asked = {"customer_id": "c5", "model": "purchase_30d"}
+    status, content, _ = service.post("/score", asked, "application/x-www-form-urlencoded")
+    assert status == 400
+    assert "Content-Type: application/json" in json.loads(content)["message"]
+    assert service.post("/score", asked, "application/json; charset=utf-8")[0] == 200
+
+
 def test_the_openapi_page_describes_requests_answers_and_errors(service):
     status, page, headers = service.get("/")
     assert status == 200

@@ -44,12 +44,12 @@ def copy_of(example, file, shared_data, folder):
 
 @pytest.fixture(scope="module")
 def shop(shared_data, tmp_path_factory):
-    """Online Retail, refreshed, with one propensity on five instants instead of two on fifteen."""
+    """Online Retail, refreshed, with one propensity on five instants instead of two on eight."""
     folder = tmp_path_factory.mktemp("examples")
     home = copy_of("online_retail", "online_retail.parquet", shared_data, folder)
     (home / "models" / "churn_90d.yaml").unlink()
-    every_week = "{count: 15, every_days: 7}"
-    rewrite(home / "models" / "purchase_90d.yaml", every_week, "{count: 5, every_days: 22}")
+    shipped = "{count: 8, every_days: 14}"
+    rewrite(home / "models" / "purchase_90d.yaml", shipped, "{count: 5, every_days: 24}")
     assert cdp_ml.refresh(home).published
     return cdp_ml.open(home)
 

@@ -115,7 +115,9 @@ def test_only_promotion_makes_a_champion(workspace):
 
 
 def test_a_refresh_that_was_killed_after_registering_finds_its_version_again(workspace, version):
-    assert registry.log_run(workspace, fitted(), {}, "run-1") == version
+    assert (
+        registry.log_run(workspace, fitted(), {"transactions": 3, "events": 1}, "run-1") == version
+    )
 
 
 def test_what_is_not_there_is_said(workspace, version):
