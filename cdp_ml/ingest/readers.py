@@ -529,6 +529,13 @@ def _database_url(name: str, source: Source, home: Path) -> Any:
         raise ConfigError(
             f"source '{name}': not a usable database URL; write dialect://user:password@host/name"
         ) from None
+    try:
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise ConfigError(
+            f"source '{name}': '{url.drivername}' needs the Python package '{error.name}'; install "
+            "it (for PostgreSQL: pip install 'cdp-ml[postgres]')"
+        ) from None
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return url
     path = home / url.database

@@ -487,6 +487,7 @@ def test_a_declaration_that_does_not_fit_says_so(tmp_path, con, declared, expect
         ("sqlite:///crn.db", "did you mean 'crm.db'"),
         ("sqlite:///crm.db", "no table 'customer'.*did you mean 'customers'"),
         ("nodb://me:secret@localhost/crm", "not a usable database URL"),
+        ("oracle+cx_oracle://me:secret@localhost/crm", "needs the Python package 'cx_Oracle'"),
     ],
 )
 def test_a_database_that_is_not_there_says_so(tmp_path, con, database, url, expected):
