@@ -62,9 +62,13 @@ class Lake:
         """
         import ibis
 
-        if files := self.files(name):
-            return con.read_parquet(files, union_by_name=True)
-        return ibis.memtable(self.arrow(name))
+        if not (files := self.files(name)):
+            return ibis.memtable(self.arrow(name))
+        table = con.read_parquet(files, union_by_name=True)
+        declared = ibis.schema(arrow_schema(name))
+        # What a former version of cdp-ml wrote may lack a column.
+        absent = {c: ibis.null(t) for c, t in declared.items() if c not in table.columns}
+        return table.mutate(**absent) if absent else table
 
     def arrow(self, name: str) -> pa.Table:
         """The table in memory; an absent one is empty, with its contract's columns.
@@ -72,9 +76,15 @@ class Lake:
         Raises:
             ContractError: if no contract has this name.
         """
+        import pyarrow as pa
+
         if not self.has(name):
             return arrow_schema(name).empty_table()
-        return _delta(self.root / name, self.versions[name]).to_pyarrow_table()
+        table = _delta(self.root / name, self.versions[name]).to_pyarrow_table()
+        for column in arrow_schema(name):
+            if column.name not in table.column_names:
+                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+        return table
 
     def write(self, name: str, rows: pa.Table | Table) -> int:
         """Replace the table's content as a new version, and see that version from now on.

@@ -283,7 +283,7 @@ def identity(run: Run) -> Report:
     run.lake.write("crosswalk", crosswalk)
     run.lake.upsert("identity_log", changes, run.con)
     _keep_linkage_model(run, linkage.model)
-    return _identity_report(crosswalk, changes, linkage.edges)
+    return _identity_report(run, linkage.clusters, changes)
 
 
 def _keep_linkage_model(run: Run, model: dict[str, Any]) -> None:
@@ -292,18 +292,16 @@ def _keep_linkage_model(run: Run, model: dict[str, Any]) -> None:
     (folder / "model.json").write_text(json.dumps(model, indent=1, default=str), encoding="utf-8")
 
 
-def _identity_report(crosswalk: pa.Table, changes: pa.Table, edges: pa.Table) -> Report:
+def _identity_report(run: Run, clusters: pa.Table, changes: pa.Table) -> Report:
     import pyarrow.compute as pc
 
-    current = crosswalk.filter(pc.is_null(crosswalk["valid_to"]))
     events = {r["values"]: r["counts"] for r in pc.value_counts(changes["event"]).to_pylist()}
     counts = {
-        "records": current.num_rows,
-        "customers": len(current["customer_id"].unique()),
-        "edges": edges.num_rows,
-        **events,
+        "records": clusters.num_rows,
+        "customers": len(clusters["cluster"].unique()),
+        "edges": run.lake.arrow("edges").num_rows,
     }
-    return {"metrics": {"identity": counts}}
+    return {"metrics": {"identity": counts | events}}
 
 
 def profiles(run: Run) -> Report:

@@ -79,6 +79,15 @@ def test_a_folder_may_have_any_name(tmp_path, con, odd):
     assert con.to_pyarrow(lake.read("products", con)).num_rows == 1
 
 
+def test_a_column_that_a_former_version_did_not_write_is_null(lake, con):
+    from deltalake import write_deltalake
+
+    write_deltalake(lake.root / "products", products(("a", "mug")).drop_columns(["category"]))
+    lake.versions["products"] = 0
+    for found in (lake.arrow("products"), con.to_pyarrow(lake.read("products", con))):
+        assert found.select(["name", "category"]).to_pylist() == [{"name": "mug", "category": None}]
+
+
 def test_a_publication_that_was_killed_at_its_very_beginning_is_none(lake):
     (lake.root / "runs").mkdir()
     assert last_run(lake.root) is None

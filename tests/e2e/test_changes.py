@@ -73,6 +73,18 @@ def test_what_a_removed_source_said_goes(home):
     assert customers(home) == 3
 
 
+def test_a_customer_of_a_removed_source_goes(home):
+    configure(home, "path: data/customers.csv", "path: data/others.csv")
+    others = "id,first_name,last_name,email,phone,birth_date,updated_at\n"
+    others += "9,Zoe,Zimmer,zoe@zimmer.example,,1990-01-01,2026-01-10T09:00:00Z\n"
+    (home / "data" / "others.csv").write_text(others)
+    configure(home, "  customers:  ", "  members:  ")
+    configure(home, "identifier_type: customers", "identifier_type: members")
+    cdp_ml.refresh(home)
+    told = cdp_ml.open(home).run["summary"]["identity"]["metrics"]["identity"]
+    assert (told["records"], told["customers"], customers(home)) == (1, 1, 1)
+
+
 def test_a_correction_does_not_erase_the_past(home):
     configure(home, "as_of: 2026-07-01", "as_of: 2026-07-02")
     path = home / "data" / "customers.csv"
