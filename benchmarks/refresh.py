@@ -3,8 +3,9 @@
     python benchmarks/refresh.py [PEOPLE ...]
 
 Each size is a world of its own in a temporary folder, refreshed by the command line in a process of
-its own. Prints a Markdown table: seconds of each step, in all, and peak memory; the last column
-is the exponent with which the total grew from the size before (1 is linear).
+its own. Prints a Markdown table: seconds of each step, in all, CPU seconds and peak memory of the
+process; the last column is the exponent with which the CPU seconds grew with the facts from the
+size before (1 is linear).
 """
 
 import json

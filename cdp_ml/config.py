@@ -146,7 +146,7 @@ class Source(Spec):
 
 
 class Engine(Spec):
-    """What computes: DuckDB, embedded, within these limits; or Spark."""
+    """What computes: DuckDB, embedded, within these limits; Spark does not run a refresh yet."""
 
     backend: Literal["duckdb", "spark"] = "duckdb"
     memory_limit: str = "2GB"
@@ -156,8 +156,8 @@ class Engine(Spec):
 class Survivorship(Spec):
     """Which record's value a golden record takes.
 
-    The sources in order of trust first (`trust`), then the latest change (`latest`), then the value
-    that most records share (`most_frequent`); `rule` says which comes first.
+    By `rule`: that of the source named first in `trust`, that of the record changed `latest`, or
+    the one that most records share (`most_frequent`). Ties go to the latest, then by `trust`.
     """
 
     rule: Literal["trust", "latest", "most_frequent"] = "latest"
@@ -202,7 +202,6 @@ class Settings(BaseSettings):
     data_dir: str = ".cdp"
     as_of: AsOf = "latest"
     region: Region = "GB"
-    history_months: PositiveInt = 12
     engine: Engine = Engine()
     sources: dict[str, Source]
     profiles: dict[str, Survivorship] = {}
@@ -250,14 +249,19 @@ class Settings(BaseSettings):
         """The folder of everything that cdp-ml writes."""
         return self.home / self.data_dir
 
+    @property
+    def lake(self) -> Path:
+        """The folder of the tables."""
+        return self.data / "lake"
+
+    def online_store(self, number: int) -> Path:
+        """The file of the online store, and feature registry, of a run."""
+        return self.data / "online" / f"{number}.db"
+
     def share(self, name: str) -> Path:
         """The workspace's folder `features`, `models` or `serving`, else the shipped one."""
         own = self.home / name
         return own if own.is_dir() else shipped(name)
-
-    def sources_of(self, kind: Kind) -> dict[str, Source]:
-        """The declared sources of a kind, by name."""
-        return {name: s for name, s in self.sources.items() if s.kind == kind}
 
 
 class Label(Spec):
@@ -351,7 +355,10 @@ def load_settings(home: Path) -> Settings:
         ConfigError: if it is absent or wrong; the message names the line.
     """
     path = home if home.suffix in (".yaml", ".yml") else home / "cdp.yaml"
-    return _load(path, Settings, home=path.parent.resolve())
+    settings = _load(path, Settings)
+    if "home" in load_mapping(path):
+        raise ConfigError(f"{path}: home: unknown key; a workspace is the folder of its cdp.yaml")
+    return settings.model_copy(update={"home": path.parent.resolve()})
 
 
 def load_spec(path: Path, spec: type[AnySpec]) -> AnySpec:
@@ -409,10 +416,10 @@ def load_mapping(path: Path) -> dict[str, Any]:
     return _read(path)[1]
 
 
-def _load(path: Path, spec: type[AnySpec], **extra: Any) -> AnySpec:
+def _load(path: Path, spec: type[AnySpec]) -> AnySpec:
     node, content = _read(path)
     try:
-        return spec(**content, **extra)
+        return spec(**content)
     except ValidationError as error:
         raise ConfigError(_explain(error, path, node, spec)) from None
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""The engine that computes: an Ibis connection to DuckDB (embedded) or to Spark."""
+"""The engine that computes: an Ibis connection to DuckDB, embedded; Spark is to follow."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def connect(engine: Engine) -> SQLBackend:
     """Open the engine, in UTC and within its limits.
 
     Raises:
-        ConfigError: if Spark is asked for and not installed, or `memory_limit` is no amount.
+        ConfigError: if Spark is asked for, or `memory_limit` is no amount.
     """
     import duckdb
     import ibis
 
     if engine.backend == "spark":
-        return _connect_spark()
+        raise ConfigError("engine.backend: 'spark' does not run a refresh yet; use 'duckdb'")
     # Ibis 12 calls a method that DuckDB 2.0 renames; once a library has asked to see such warnings
     # (Feast does), every user would.
     warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
@@ -38,19 +38,6 @@ def connect(engine: Engine) -> SQLBackend:
         ) from None
     con.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return con
-
-
-def _connect_spark() -> SQLBackend:
-    import ibis
-
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise ConfigError(
-            "engine.backend: 'spark' is not installed: pip install 'cdp-ml[spark]'"
-        ) from None
-    session = SparkSession.builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
-    return ibis.pyspark.connect(session)
 
 
 def where(con: SQLBackend, table: Table, condition: str, origin: str, keep: Sequence[str]) -> Table:

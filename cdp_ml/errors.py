@@ -36,6 +36,10 @@ class ConsentError(CdpError):
     """A use of personal data lacks the consent for its purpose."""
 
 
+class NothingPublishedError(CdpError):
+    """No refresh has published a run yet."""
+
+
 class NotPromotedError(CdpError):
     """A model has no version that may be served."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from cdp_ml.contracts import arrow_schema, contract
-from cdp_ml.errors import ContractError, nearest
+from cdp_ml.errors import ContractError, NothingPublishedError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 RUNS = "runs"
+
+
+def model_key(model: str) -> str:
+    """The name under which a run notes the version of a model that it serves."""
+    return f"model/{model}"
 
 
 @dataclass(frozen=True)
@@ -159,16 +164,37 @@ def conform(name: str, rows: pa.Table | Table) -> pa.Table:
     data = rows if isinstance(rows, pa.Table) else rows.to_pyarrow()
     _check_columns(name, data.column_names, spec.column_names, spec.open)
     extra = [f for f in data.schema if f.name not in schema.names]
-    try:
-        data = data.select([*schema.names, *(f.name for f in extra)]).cast(
-            pa.schema([*schema, *(f.with_metadata({}) for f in extra)])
-        )
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"table '{name}': {str(error).splitlines()[0]}") from None
+    fields = [*schema, *(f.with_metadata({}) for f in extra)]
+    columns = [_cast(data[f.name], f, name) for f in fields]
+    data = pa.table(columns, pa.schema(fields))
     for key in spec.key:
         if data[key].null_count:
             raise ContractError(f"table '{name}': {data[key].null_count} rows without key '{key}'")
     return data
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, table: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        # Without Arrow's own words, which quote the value.
+        raise ContractError(
+            f"table '{table}': column '{field.name}' holds values that are no {field.type}"
+        ) from None
+
+
+def published_run(root: Path) -> dict[str, Any]:
+    """As `last_run`, for those who cannot do without.
+
+    Raises:
+        NothingPublishedError: before the first publication.
+    """
+    run = last_run(root)
+    if run is None:
+        raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
+    return run
 
 
 def last_run(root: Path) -> dict[str, Any] | None:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import ModelSpec, Settings, load_models
 from cdp_ml.contracts import PERSON_FIELDS
-from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
+from cdp_ml.errors import (
+    CdpError,
+    ConfigError,
+    NothingPublishedError,
+    NotPromotedError,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,10 +38,6 @@ logger = logging.getLogger(__name__)
 
 class UnknownCustomerError(CdpError):
     """The published run has no such customer."""
-
-
-class NothingPublishedError(CdpError):
-    """No refresh has published a run yet."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,14 @@ def open_online(settings: Settings) -> Online:
         NothingPublishedError: if no refresh has published yet.
     """
     from cdp_ml.feast_stores import open_store
-    from cdp_ml.lake import Lake, last_run
+    from cdp_ml.lake import Lake, published_run
 
-    root = settings.data / "lake"
-    run = last_run(root)
-    if run is None:
-        raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
+    root = settings.lake
+    run = published_run(root)
     versions = run["versions"]
     specs = load_models(settings)
     index = _index(Lake(root, versions), settings, run["as_of"])
-    online_store = settings.data / "online" / f"{versions['online_store']}.db"
+    online_store = settings.online_store(versions["online_store"])
     online = Online(
         run_id=run["run_id"],
         as_of=run["as_of"],
@@ -239,19 +239,20 @@ class Latest:
 
     def _publications(self) -> str | None:
         """The newest commit of `runs`: cheaper than to read it, however many runs there are."""
-        log = self._settings.data / "lake" / "runs" / "_delta_log"
+        log = self._settings.lake / "runs" / "_delta_log"
         return max((p.name for p in log.glob("*.json")), default=None)
 
 
 def _champions(
     settings: Settings, specs: dict[str, ModelSpec], versions: dict[str, int]
 ) -> dict[str, Predictor]:
+    from cdp_ml.lake import model_key
     from cdp_ml.learn.registry import load_model
 
     return {
-        name: load_model(settings, name, versions[f"model/{name}"])
+        name: load_model(settings, name, versions[model_key(name)])
         for name in specs
-        if f"model/{name}" in versions
+        if model_key(name) in versions
     }
 
 

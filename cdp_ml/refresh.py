@@ -30,7 +30,7 @@ from cdp_ml.config import (
 )
 from cdp_ml.errors import CdpError, ConfigError
 from cdp_ml.journal import Journal
-from cdp_ml.lake import Lake, last_run, publish
+from cdp_ml.lake import Lake, last_run, model_key, publish
 from cdp_ml.steps import Report, Run
 from cdp_ml.workspace import instants_of
 
@@ -105,7 +105,7 @@ def _refresh(run: Run, tell: Callable[[str, str], None]) -> Outcome:
 
 
 def _begin(settings: Settings, force: bool) -> Run:
-    last = last_run(settings.data / "lake")
+    last = last_run(settings.lake)
     journal = Journal.load(settings.data / "journal.json", last["versions"] if last else {})
     if last and journal.run.get("run_id") == last["run_id"]:
         # The former refresh was killed after publishing and before it could note that.
@@ -114,7 +114,7 @@ def _begin(settings: Settings, force: bool) -> Run:
         now = datetime.now(UTC)
         journal.run = {"run_id": f"{now:%Y%m%dT%H%M%S%f}", "known_at": now.isoformat()}
     identity = load_spec(settings.share("models") / "identity.yaml", IdentitySpec)
-    lake = Lake(settings.data / "lake", journal.versions)
+    lake = Lake(settings.lake, journal.versions)
     return Run(settings, load_models(settings), identity, journal, lake, force)
 
 
@@ -122,8 +122,10 @@ def _run_steps(run: Run, tell: Callable[[str, str], None]) -> Iterator[tuple[str
     """Run the steps that are due, noting each in the journal; yields their names and seconds."""
     is_checked = False
     for step in STEPS:
+        # Taken before the step reads: what changes while it does is found by the next refresh.
+        fingerprint = _fingerprint(step, run)
         known = run.journal.steps.get(step.name, {}).get("fingerprint")
-        if not run.force and known == _fingerprint(step, run):
+        if not run.force and known == fingerprint:
             tell(step.name, "skip")
             continue
         if not is_checked:
@@ -131,8 +133,6 @@ def _run_steps(run: Run, tell: Callable[[str, str], None]) -> Iterator[tuple[str
             is_checked = True
         tell(step.name, "run")
         started = time.perf_counter()
-        # Taken before the step reads: what changes while it does is found by the next refresh.
-        fingerprint = _fingerprint(step, run)
         run.journal.steps[step.name] = {"report": step.run(run)}
         if step.settles:
             fingerprint = _fingerprint(step, run)
@@ -171,7 +171,7 @@ def _publish(run: Run) -> None:
     last = last_run(run.lake.root)
     served = last["versions"] if last else {}
     for name, version in steps.model_versions(run).items():
-        if version != served.get(f"model/{name}"):
+        if version != served.get(model_key(name)):
             promote(run.settings, name, version)
     measured = pa.Table.from_pylist(list(_metrics(run)), arrow_schema("metrics"))
     run.lake.append("metrics", measured)

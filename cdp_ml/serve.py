@@ -20,7 +20,6 @@ from typing import Any
 
 from cdp_ml.config import Settings, load_models
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
-from cdp_ml.online import NothingPublishedError
 
 
 def serve_command(settings: Settings, host: str, port: int) -> tuple[list[str], dict[str, str]]:
@@ -158,12 +157,10 @@ def _free_port() -> int:
 def _somebody(settings: Settings) -> tuple[str, str]:
     """A customer and a model that scored the customer in the published run."""
     from cdp_ml.engine import connect
-    from cdp_ml.lake import Lake, last_run
+    from cdp_ml.lake import Lake, published_run
 
-    run = last_run(settings.data / "lake")
-    if run is None:
-        raise NothingPublishedError("nothing published yet; run 'cdp-ml refresh'")
-    scores = Lake(settings.data / "lake", run["versions"]).read("scores", connect(settings.engine))
+    run = published_run(settings.lake)
+    scores = Lake(settings.lake, run["versions"]).read("scores", connect(settings.engine))
     scores = scores.filter(scores.as_of == run["as_of"])
     anybody = scores.group_by("model").aggregate(customer_id=scores.customer_id.min())
     scored = {r["model"]: r["customer_id"] for r in anybody.to_pyarrow().to_pylist()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
@@ -17,12 +18,11 @@ from cdp_ml.config import IdentitySpec, ModelSpec, Settings, as_of_instant
 from cdp_ml.contracts import PERSON_FIELDS
 from cdp_ml.errors import ConfigError, NotPromotedError, nearest
 from cdp_ml.journal import Journal
-from cdp_ml.lake import Lake, last_run
+from cdp_ml.lake import Lake, last_run, model_key
 from cdp_ml.workspace import (
     build_traits_at,
     eligible_features,
     instants_of,
-    online_path,
     people_at,
     training_frame,
 )
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
+
+    from cdp_ml.learn.score import Predictor
+
+log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 KIND_TABLES = {"people": "records"}
@@ -217,7 +221,10 @@ def _is_redeclared(before: list[Any], now: list[Any]) -> bool:
 
 
 def _forget(run: Run, source: str) -> None:
-    """Take out what a source has said: it was removed from cdp.yaml, or declared otherwise."""
+    """Take out what a source has said: it was removed from cdp.yaml, or declared otherwise.
+
+    Products, consents and exposures stay: their rows do not say from which source they are.
+    """
     for table in ("records", "identifiers", "events", "transactions", "rejects"):
         if run.lake.has(table):
             rows = run.read(table)
@@ -345,7 +352,7 @@ def features(run: Run) -> Report:
     from cdp_ml.feast_stores import apply, materialize, open_store
 
     number = _published_number(run) + 1
-    path = online_path(run.settings, number)
+    path = run.settings.online_store(number)
     path.parent.mkdir(exist_ok=True)
     for leftover in path.parent.glob(f"{path.name}*"):
         leftover.unlink()
@@ -369,9 +376,9 @@ def train(run: Run) -> Report:
         for name, spec in run.models.items()
     }
     for name in model_versions(run):
-        del run.lake.versions[_served(name)]
+        del run.lake.versions[model_key(name)]
     served = {n: m["version"] for n, m in models.items() if m["version"] is not None}
-    run.lake.versions.update({_served(name): version for name, version in served.items()})
+    run.lake.versions.update({model_key(name): version for name, version in served.items()})
     return {"models": models, "metrics": {n: m["metrics"] for n, m in models.items()}}
 
 
@@ -401,7 +408,7 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     from cdp_ml.learn.datasets import time_split
     from cdp_ml.learn.training import train
 
-    served = run.lake.versions.get(_served(spec.name))
+    served = run.lake.versions.get(model_key(spec.name))
     base: dict[str, Any] = {
         "specification": _specification(run, spec.name),
         "as_of": run.as_of.isoformat(),
@@ -410,22 +417,37 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     try:
         split = time_split(spec, run.as_of, run.first_fact)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
-        champion = registry.load_model(run.settings, spec.name, served) if served else None
-        if champion and not set(champion.features) <= set(frame.column_names):
-            # Its features are no longer there: it cannot score anybody.
-            champion = base["version"] = None
+        champion = _champion(run, spec.name, frame.column_names)
+        base["version"] = champion.version if champion else None
+        if "label" in frame.column_names:
+            labels = frame.select(["customer_id", "event_timestamp", "label"])
+            run.lake.write(f"labels_{spec.name}", labels)
         trained = train(spec, frame, split, champion)
     except NotPromotedError as refusal:
         return {**base, "metrics": {}, "verdict": str(refusal)}
     read = {t: v for t, v in run.lake.versions.items() if run.lake.has(t)}
     version = registry.log_run(run.settings, trained, read, run.run_id)
-    judged = trained.evaluation
     return {
         **base,
-        "version": version if judged.promoted else base["version"],
-        "metrics": {name: e.value for name, e in judged.metrics.items()},
-        "verdict": judged.verdict,
+        "version": version if trained.promoted else base["version"],
+        "metrics": trained.metrics,
+        "verdict": trained.verdict,
     }
+
+
+def _champion(run: Run, name: str, features: list[str]) -> Predictor | None:
+    """The model that is served, unless its files or its features are gone."""
+    from cdp_ml.learn.registry import load_model
+
+    version = run.lake.versions.get(model_key(name))
+    if version is None:
+        return None
+    try:
+        champion = load_model(run.settings, name, version)
+    except NotPromotedError as error:
+        log.warning("%s", error)
+        return None
+    return champion if set(champion.features) <= set(features) else None
 
 
 def _specification(run: Run, model: str) -> list[str]:
@@ -433,14 +455,9 @@ def _specification(run: Run, model: str) -> list[str]:
     return [run.models[model].fingerprint(), hash_of(run.settings.share("features"))]
 
 
-def _served(model: str) -> str:
-    """The name under which a run notes the version of a model that it serves."""
-    return f"model/{model}"
-
-
 def model_versions(run: Run) -> dict[str, int]:
     """The version of each model that the run serves."""
-    prefix, versions = _served(""), run.lake.versions
+    prefix, versions = model_key(""), run.lake.versions
     return {k.removeprefix(prefix): v for k, v in versions.items() if k.startswith(prefix)}
 
 

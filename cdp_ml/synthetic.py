@@ -1153,7 +1153,7 @@ def _true_persons(source: str, records: Columns) -> pa.Table:
 
 
 def _outcomes(persons: Columns, orders: Columns, clock: Clock) -> pa.Table:
-    """For each month's end, what those who had joined would do, and did."""
+    """Every 30 days, what those who had joined would do, and did."""
     days = [clock.days - 30 * k for k in range(1, 15)]
     parts = [_outcome(persons, orders, clock, day, 30) for day in days]
     parts += [_outcome(persons, orders, clock, day, 90) for day in days[2:]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import Truth
 from cdp_ml.errors import ConfigError, nearest
+from cdp_ml.lake import model_key
 from cdp_ml.workspace import Workspace, labeled_test_frame
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _evaluate_models(
 ) -> dict[str, dict[str, float]]:
     found = {}
     for name, spec in workspace.models.items():
-        if spec.task != "propensity" or f"model/{name}" not in workspace.lake.versions:
+        if spec.task != "propensity" or model_key(name) not in workspace.lake.versions:
             continue
         trained_as_of = workspace.run["summary"]["train"]["models"][name]["as_of"]
         frame = labeled_test_frame(workspace, spec, datetime.fromisoformat(trained_as_of))

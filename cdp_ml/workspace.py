@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cdp_ml.as_of import links_as_of
 from cdp_ml.config import ModelSpec, Settings, environment_home, load_models, load_settings
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
-from cdp_ml.lake import Lake, last_run
+from cdp_ml.lake import Lake, model_key, published_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ class Workspace:
     @cached_property
     def lake(self) -> Lake:
         """The tables at the versions of the published run."""
-        return Lake(self.settings.data / "lake", dict(self.run["versions"]))
+        return Lake(self.settings.lake, dict(self.run["versions"]))
 
     @cached_property
     def con(self) -> SQLBackend:
@@ -124,7 +124,7 @@ class Workspace:
         """
         from cdp_ml.learn.registry import load_model
 
-        version = self.lake.versions.get(f"model/{self._spec(name).name}")
+        version = self.lake.versions.get(model_key(self._spec(name).name))
         if version is None:
             raise NotPromotedError(f"model '{name}' has no champion; 'cdp-ml status' says why")
         return load_model(self.settings, name, version)
@@ -148,13 +148,10 @@ def open_workspace(home: Path | str | None = None) -> Workspace:
 
     Raises:
         ConfigError: if the folder has no valid cdp.yaml.
-        CdpError: if nothing has been published yet.
+        NothingPublishedError: if no refresh has published yet.
     """
     settings = load_settings(environment_home() if home is None else Path(home))
-    run = last_run(settings.data / "lake")
-    if run is None:
-        raise CdpError(f"{settings.home}: nothing published yet; run 'cdp-ml refresh'")
-    return Workspace(settings, run)
+    return Workspace(settings, published_run(settings.lake))
 
 
 def instants_of(
@@ -227,11 +224,6 @@ def people_at(lake: Lake, con: SQLBackend, as_of: datetime) -> Table:
     return people.drop("event_timestamp")
 
 
-def online_path(settings: Settings, number: int) -> Path:
-    """The file of the online store, and feature registry, of a run."""
-    return settings.data / "online" / f"{number}.db"
-
-
 def eligible_features(
     settings: Settings,
     lake: Lake,
@@ -249,7 +241,7 @@ def eligible_features(
 
     spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
     spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
-    path = online_path(settings, lake.versions["online_store"])
+    path = settings.online_store(lake.versions["online_store"])
     if not path.is_file():
         raise CdpError("this run's features were replaced by later ones; open the workspace again")
     store = open_store(settings, lake.versions, path)

@@ -1,4 +1,4 @@
-"""The feature services: what each model reads. A model of models/ names its service."""
+"""The feature services: what each shipped model reads, and all traits for models to come."""
 
 from feast import FeatureService, FeatureView
 from views import OWNER, behavioral, profile, transactional

@@ -337,8 +337,8 @@ SPECIFICATIONS = {
         r"models/churn_90d\.yaml:\d+: label\.event: .*'order'",
     ),
     "model from unknown features": (
-        own("models", "churn_90d.yaml", "customer_traits", "customer_trait"),
-        r"models/churn_90d\.yaml:\d+: features: no 'customer_trait'; .*'customer_traits'",
+        own("models", "churn_90d.yaml", "features: churn_90d", "features: churn_90"),
+        r"models/churn_90d\.yaml:\d+: features: no 'churn_90'; .*'churn_90d'",
     ),
     "model from an unknown input": (
         own("models", "clusters.yaml", "[days_since_last_order,", "[days_since_last_ordr,"),

@@ -50,7 +50,7 @@ def open_store(settings: Settings, versions: Mapping[str, int], online_store: Pa
     content["online_store"] = {**content["online_store"], "path": str(database)}
     content["offline_store"] = {
         **content["offline_store"],
-        "lake": str((settings.data / "lake").resolve()),
+        "lake": str(settings.lake.resolve()),
         "versions": dict(versions),
         "memory_limit": settings.engine.memory_limit,
         "threads": settings.engine.threads,

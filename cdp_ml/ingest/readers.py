@@ -287,7 +287,7 @@ def _number_lines(
     breaks[~is_bad] = _line_breaks(rows)
     breaks[is_bad] = [row.text.count("\n") for row in bad]
     lines = first + np.arange(len(is_bad)) + np.concatenate(([0], np.cumsum(breaks)[:-1]))
-    if len(breaks) and breaks[-1] and _has_openliteral(place):
+    if len(breaks) and breaks[-1] and _has_open_quote(place):
         raise place.error("a quote is opened and never closed", int(lines[-1]))
     numbered = rows.append_column(POSITION, pa.array(lines[~is_bad], pa.int64()))
     numbered = numbered.append_column(FILE, pa.array([place.shown] * rows.num_rows, pa.string()))
@@ -312,7 +312,7 @@ def _has_value(rows: pa.Table) -> Any:
     return reduce(pc.or_, (pc.is_valid(column) for column in rows.columns))
 
 
-def _has_openliteral(place: Place) -> bool:
+def _has_open_quote(place: Place) -> bool:
     import pyarrow as pa
 
     with pa.input_stream(str(place.path), compression="detect") as stream:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdp_ml.errors import ConfigError, NotPromotedError, nearest
-from cdp_ml.learn.estimators import limited_threads
+from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn.estimators import check_parameters, limited_threads
 from cdp_ml.learn.evaluate import Estimate
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fit_clusters(
         The chosen candidate, and all.
 
     Raises:
-        ConfigError: if a parameter is unknown.
+        ConfigError: if a parameter is unknown or no number.
         NotPromotedError: if there are fewer than `FEWEST` customers, or too few distinct ones.
     """
     import numpy as np
@@ -102,11 +102,7 @@ def clustering_parameters(
     Raises:
         ConfigError: if a parameter is unknown.
     """
-    for key in given:
-        if key not in DEFAULTS:
-            raise ConfigError(
-                f"models/{name}.yaml: estimator: no parameter '{key}'; {nearest(key, DEFAULTS)}"
-            )
+    check_parameters(given, DEFAULTS, f"models/{name}.yaml: estimator")
     return {**DEFAULTS, **given}
 
 

@@ -50,15 +50,24 @@ def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -
     Raises:
         ConfigError: if a parameter is unknown, or a text other than `AUTO`.
     """
-    for name, value in given.items():
-        if name not in DEFAULTS:
-            raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, DEFAULTS)}")
-        if isinstance(value, str) and (name, value) != ("num_leaves", AUTO):
-            raise ConfigError(f"{origin}: {name}: must be a number, not '{value}'")
-    chosen = {name: value for name, value in given.items() if value != AUTO}
+    chosen = {name: value for name, value in given.items() if (name, value) != ("num_leaves", AUTO)}
+    check_parameters(chosen, DEFAULTS, origin)
     leaf = max(5, min(int(DEFAULTS["min_child_samples"]), rows // 50))
     leaves = 4 if rows < 5_000 else 8 if rows < 20_000 else DEFAULTS["num_leaves"]
     return {**DEFAULTS, "min_child_samples": leaf, "num_leaves": leaves, **chosen}
+
+
+def check_parameters(given: Mapping[str, Any], known: Mapping[str, Any], origin: str) -> None:
+    """Refuse parameters that there are not, and texts for numbers.
+
+    Raises:
+        ConfigError: if there is one; the message begins with `origin`.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, known)}")
+        if isinstance(value, str):
+            raise ConfigError(f"{origin}: {name}: must be a number, not '{value}'")
 
 
 @contextmanager

@@ -67,9 +67,9 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
     Returns:
         The registered version, from 1.
     """
-    import mlflow
-
     with _quiet():
+        import mlflow
+
         client = _client(settings)
         training = _training(trained, versions, run_id)
         if (registered := _version_of(client, trained.spec.name, training)) is not None:
@@ -94,9 +94,9 @@ def promote(settings: Settings, name: str, version: int) -> None:
     Raises:
         NotPromotedError: if there is no such version.
     """
-    from mlflow.exceptions import MlflowException
-
     with _quiet():
+        from mlflow.exceptions import MlflowException
+
         try:
             _client(settings).set_registered_model_alias(name, CHAMPION, str(version))
         except MlflowException:

@@ -73,7 +73,7 @@ def refresh_and_die(home, step, moment):
 
 
 def seen_by_readers(home):
-    """A digest of each table that the published run names."""
+    """The versions that readers see, and the rows of each table, read to its end."""
     from cdp_ml.lake import Lake
 
     seen = Lake.published(Path(home) / ".cdp" / "lake")

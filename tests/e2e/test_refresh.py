@@ -73,8 +73,8 @@ def test_a_customer_is_one_of_ours_everywhere(demo_workspace):
     cdp = cdp_ml.open(demo_workspace)
     customers = set(cdp.table("customers").customer_id.execute())
     assert 400 < len(customers) < 900
-    for table in ("scores", "segment_membership"):
-        assert set(cdp.table(table).customer_id.execute()) <= customers
+    for table in ("scores", "segment_membership", "traits_profile", "labels_purchase_30d"):
+        assert set() < set(cdp.table(table).customer_id.execute()) <= customers
 
 
 def test_a_second_refresh_does_nothing(demo_workspace):
@@ -94,9 +94,13 @@ def test_a_notebook_gets_the_training_set_as_of_its_instants(demo_workspace):
 
 
 def test_the_links_and_scores_are_near_the_truth(demo_workspace):
-    found = evaluate_workspace(cdp_ml.open(demo_workspace))
+    cdp = cdp_ml.open(demo_workspace)
+    found = evaluate_workspace(cdp)
     assert found["identity"]["precision"] >= 0.90
     assert found["identity"]["f1"] >= 0.85
+    trained = cdp.run["summary"]["train"]["models"]
+    served = {name for name, model in trained.items() if model["version"]}
+    assert set(found["models"]) == served - {"clusters"} != set()
     for model in found["models"].values():
         assert 0.5 < model["auc"] <= model["auc_truth"] + 0.05
 
