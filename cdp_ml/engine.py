@@ -11,6 +11,7 @@ from cdp_ml.config import Engine
 from cdp_ml.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
@@ -38,6 +39,21 @@ def connect(engine: Engine) -> SQLBackend:
         ) from None
     con.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return con
+
+
+def private_connection(con: SQLBackend) -> DuckDBPyConnection:
+    """A DuckDB of its own within the engine's limits, whose tables and caches end with it."""
+    import duckdb
+
+    db = duckdb.connect()
+    if con.name == "duckdb":
+        names = ("threads", "memory_limit")
+        asked = ", ".join(f"current_setting('{name}')" for name in names)
+        limits = con.raw_sql(f"SELECT {asked}").fetchall()[0]
+        for name, value in zip(names, limits, strict=True):
+            db.execute(f"SET {name} = '{value}'")
+    db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    return db
 
 
 def where(con: SQLBackend, table: Table, condition: str, origin: str, keep: Sequence[str]) -> Table:

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from cdp_ml.contracts import arrow_schema
+from cdp_ml.engine import private_connection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,11 +162,9 @@ def _tables(
     con: SQLBackend,
 ) -> DuckDBPyConnection:
     """The tables in a database of their own, whose names cannot clash with the engine's."""
-    import duckdb
     import pyarrow as pa
 
-    db = duckdb.connect()
-    db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    db = private_connection(con)
     key = ["source", "source_record_id"]
     given = {
         "clusters": clusters.select([*key, "cluster", "confidence"]),

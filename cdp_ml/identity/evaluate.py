@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.engine import private_connection
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
@@ -68,10 +70,9 @@ def _cells(
     crosswalk: Table | pa.Table, truth: Table | pa.Table, con: SQLBackend
 ) -> tuple[Any, Any, Floats]:
     """Customer, person (numbered) and the number of their common records."""
-    import duckdb
     import pyarrow as pa
 
-    db = duckdb.connect()
+    db = private_connection(con)
     for name, table in (("crosswalk", crosswalk), ("truth", truth)):
         db.register(name, table if isinstance(table, pa.Table) else con.to_pyarrow(table))
     cells = db.execute(_CELLS).fetchnumpy()

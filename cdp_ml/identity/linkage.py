@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
+from cdp_ml.engine import private_connection
 from cdp_ml.errors import LinkageError, nearest
 from cdp_ml.identity.clustering import cluster_pairs, components, weakest_links
 from cdp_ml.identity.comparisons import KINDS, Kind, splink_comparison, usable
@@ -138,7 +139,7 @@ def link(
         LinkageError: if the specification does not fit the records, or a blocking rule would make
             more pairs than `max_pairs`.
     """
-    db = _private_connection(con)
+    db = private_connection(con)
     keys = ("source", "source_record_id")
     db.register("records", _arrow(records, (*keys, *FIELDS), con))
     db.register("identifiers", _arrow(identifiers, (*keys, "identifier_type", "identifier"), con))
@@ -162,21 +163,6 @@ def check_specification(spec: IdentitySpec) -> None:
     usable(spec, nothing)
     for rules in (spec.blocking_rules, spec.training_rules, spec.prior_rules):
         _usable_rules(rules, nothing)
-
-
-def _private_connection(con: SQLBackend) -> DuckDBPyConnection:
-    """A connection within the engine's limits; Splink's tables and caches end with it."""
-    import duckdb
-
-    db = duckdb.connect()
-    if con.name == "duckdb":
-        names = ("threads", "memory_limit")
-        asked = ", ".join(f"current_setting('{name}')" for name in names)
-        limits = con.raw_sql(f"SELECT {asked}").fetchall()[0]
-        for name, value in zip(names, limits, strict=True):
-            db.execute(f"SET {name} = '{value}'")
-    db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-    return db
 
 
 def _arrow(table: Table | pa.Table, columns: tuple[str, ...], con: SQLBackend) -> pa.Table:
