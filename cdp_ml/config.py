@@ -510,9 +510,7 @@ def located(message: str, settings: Settings) -> str:
     """
     file, _, rest = message.partition(": ")
     path, inside = settings.home / "cdp.yaml", message
-    if file == str(path):
-        inside = rest
-    elif file.startswith("models/") and file.endswith(".yaml"):
+    if file.startswith("models/") and file.endswith(".yaml"):
         path, inside = settings.share("models") / file.removeprefix("models/"), rest
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"))

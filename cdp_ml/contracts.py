@@ -347,6 +347,15 @@ TABLES: dict[str, Table] = _tables(
 )
 
 
+TRAIT_TABLES: tuple[str, ...] = tuple(name for name, table in TABLES.items() if table.open)
+"""The tables of traits, one a group."""
+
+
+def table_of(kind: str) -> str:
+    """The table that holds the rows of a kind of source."""
+    return "records" if kind == "people" else kind
+
+
 def contract(name: str) -> Table:
     """Return the contract of a table.
 

@@ -28,6 +28,7 @@ from cdp_ml.config import (
     load_spec,
     located,
 )
+from cdp_ml.contracts import TRAIT_TABLES
 from cdp_ml.errors import CdpError, ConfigError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, model_key, publish
@@ -232,7 +233,7 @@ STEPS: tuple[Step, ...] = (
         "traits",
         steps.traits,
         (*steps.IDENTITY, "events", "transactions", "products"),
-        steps.TRAITS,
+        TRAIT_TABLES,
         lambda run: [
             instants_of(run.models, run.as_of, run.first_fact),
             _fingerprints(run.settings.profiles),
@@ -241,7 +242,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "features",
         steps.features,
-        steps.TRAITS,
+        TRAIT_TABLES,
         (),
         lambda run: [run.as_of, steps.hash_of(run.settings.share("features"))],
     ),
@@ -249,7 +250,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "score",
         steps.score,
-        steps.TRAITS,
+        TRAIT_TABLES,
         ("scores",),
         lambda run: [
             run.as_of,
@@ -261,7 +262,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "segments",
         steps.segments,
-        ("customers", *steps.TRAITS, "scores", "consents", "crosswalk"),
+        ("customers", *TRAIT_TABLES, "scores", "consents", "crosswalk"),
         ("segment_membership",),
         lambda run: [
             run.as_of,

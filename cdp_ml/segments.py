@@ -18,16 +18,13 @@ _MEMBERS = {"segment": "string", "customer_id": "string"}
 _MEMBER = ("customer_id",)
 
 
-def rule_members(
-    con: SQLBackend, people: Table, segments: Mapping[str, Segment], origin: str
-) -> list[Table]:
+def rule_members(con: SQLBackend, people: Table, segments: Mapping[str, Segment]) -> list[Table]:
     """The members of each rule-based segment.
 
     Args:
         con: the engine.
         people: one row a customer: golden record and current traits.
         segments: the rules by segment name.
-        origin: where the rules are written, for messages.
 
     Returns:
         Tables of segment, customer_id.
@@ -36,7 +33,7 @@ def rule_members(
         ConfigError: if a rule is not SQL over the columns of `people`.
     """
     return [
-        _named(where(con, people, s.where, f"{origin}: segments.{name}.where", _MEMBER), name)
+        _named(where(con, people, s.where, f"segments.{name}.where", _MEMBER), name)
         for name, s in segments.items()
     ]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec, ModelSpec, Settings, as_of_instant
-from cdp_ml.contracts import PERSON_FIELDS
+from cdp_ml.contracts import PERSON_FIELDS, TRAIT_TABLES, table_of
 from cdp_ml.errors import ConfigError, NotPromotedError, nearest
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, model_key
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
+    from cdp_ml.identity.linkage import Linkage
     from cdp_ml.learn.score import Predictor
 
 log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
-KIND_TABLES = {"people": "records"}
 INGESTED = (
     "records",
     "identifiers",
@@ -48,7 +48,6 @@ INGESTED = (
     "exposures",
     "rejects",
 )
-TRAITS = ("traits_transactional", "traits_behavioral", "traits_profile")
 IDENTITY = ("records", "identifiers", "edges", "crosswalk")
 
 
@@ -124,7 +123,7 @@ def _check_segments(run: Run) -> None:
     from cdp_ml.segments import rule_members
 
     nobody = run.con.create_table("_nobody", people_schema().empty_table(), temp=True)
-    rule_members(run.con, nobody, run.settings.segments, _origin(run))
+    rule_members(run.con, nobody, run.settings.segments)
     owners = dict.fromkeys(run.settings.segments, "cdp.yaml")
     for spec in run.models.values():
         for name in spec.segments:
@@ -141,10 +140,10 @@ def people_schema() -> pa.Schema:
     import pyarrow as pa
 
     from cdp_ml.contracts import arrow_schema
-    from cdp_ml.traits import TRAITS as DEFINED
+    from cdp_ml.traits import TRAITS
 
     golden = arrow_schema("customers")
-    traits = [(t.name, pa.type_for_alias(t.type)) for t in DEFINED if t.name not in golden.names]
+    traits = [(t.name, pa.type_for_alias(t.type)) for t in TRAITS if t.name not in golden.names]
     return pa.schema([*golden, *(pa.field(*t) for t in traits)])
 
 
@@ -166,11 +165,6 @@ def _check_models(run: Run) -> None:
             clustering_parameters(spec.estimator, name)
         else:
             parameters(spec.estimator, 0, f"models/{name}.yaml: estimator")
-
-
-def _origin(run: Run) -> str:
-    """Where the segments are written."""
-    return str(run.settings.home / "cdp.yaml")
 
 
 def ingest(run: Run) -> Report:
@@ -239,7 +233,7 @@ def _store_batch(run: Run, kind: str, batch: Any) -> dict[str, int]:
         rows = standardize_people(rows, run.settings.region, run.con)
     if batch.identifiers.num_rows:
         run.lake.upsert("identifiers", batch.identifiers, run.con)
-    return run.lake.upsert(KIND_TABLES.get(kind, kind), rows, run.con)
+    return run.lake.upsert(table_of(kind), rows, run.con)
 
 
 def _store_rejects(run: Run, rejects: dict[str, pa.Table]) -> None:
@@ -290,7 +284,7 @@ def identity(run: Run) -> Report:
     run.lake.write("crosswalk", crosswalk)
     run.lake.upsert("identity_log", changes, run.con)
     _keep_linkage_model(run, linkage.model)
-    return _identity_report(run, linkage.clusters, changes)
+    return _identity_report(linkage, changes)
 
 
 def _keep_linkage_model(run: Run, model: dict[str, Any]) -> None:
@@ -299,14 +293,14 @@ def _keep_linkage_model(run: Run, model: dict[str, Any]) -> None:
     (folder / "model.json").write_text(json.dumps(model, indent=1, default=str), encoding="utf-8")
 
 
-def _identity_report(run: Run, clusters: pa.Table, changes: pa.Table) -> Report:
+def _identity_report(linkage: Linkage, changes: pa.Table) -> Report:
     import pyarrow.compute as pc
 
     events = {r["values"]: r["counts"] for r in pc.value_counts(changes["event"]).to_pylist()}
     counts = {
-        "records": clusters.num_rows,
-        "customers": len(clusters["cluster"].unique()),
-        "edges": run.lake.arrow("edges").num_rows,
+        "records": linkage.clusters.num_rows,
+        "customers": len(linkage.clusters["cluster"].unique()),
+        "edges": linkage.edges.num_rows,
     }
     return {"metrics": {"identity": counts | events}}
 
@@ -316,9 +310,11 @@ def profiles(run: Run) -> Report:
     from cdp_ml.profiles import build_customers
 
     records, crosswalk = run.read("records"), run.read("crosswalk")
-    customers = build_customers(records, crosswalk, run.settings.profiles, run.as_of)
+    customers = run.con.to_pyarrow(
+        build_customers(records, crosswalk, run.settings.profiles, run.as_of)
+    )
     run.lake.write("customers", customers)
-    return {"metrics": {"customers": {"rows": run.lake.arrow("customers").num_rows}}}
+    return {"metrics": {"customers": {"rows": customers.num_rows}}}
 
 
 def traits(run: Run) -> Report:
@@ -395,7 +391,7 @@ def _is_fresh(run: Run, name: str) -> bool:
 
 def training_inputs(run: Run) -> object:
     """What decides whether training is due: specification and cadence, else the data itself."""
-    data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAITS}]
+    data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAIT_TABLES}]
     return {
         name: [_specification(run, name), None if _is_fresh(run, name) else data]
         for name in run.models
@@ -488,7 +484,7 @@ def segments(run: Run) -> Report:
     people = people_at(run.lake, run.con, run.as_of)
     scores = run.read("scores").filter(lambda t: t.as_of == run.as_of)
     members = [
-        *rule_members(run.con, people, run.settings.segments, _origin(run)),
+        *rule_members(run.con, people, run.settings.segments),
         *predicted_members(scores, {n: run.models[n] for n in model_versions(run)}),
     ]
     former = Lake.published(run.lake.root).read("segment_membership", run.con)

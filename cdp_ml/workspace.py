@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.as_of import links_as_of
 from cdp_ml.config import ModelSpec, Settings, environment_home, load_models, load_settings
+from cdp_ml.contracts import TRAIT_TABLES
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
 from cdp_ml.lake import Lake, model_key, published_run
 
@@ -216,7 +217,7 @@ def _keyed(lake: Lake, con: SQLBackend, facts: str, as_of: datetime) -> Table:
 def people_at(lake: Lake, con: SQLBackend, as_of: datetime) -> Table:
     """One row a customer: the golden record and the traits as of an instant."""
     people = lake.read("customers", con)
-    for name in ("traits_transactional", "traits_behavioral", "traits_profile"):
+    for name in TRAIT_TABLES:
         traits = lake.read(name, con).filter(lambda t: t.event_timestamp == as_of)
         fresh = [c for c in traits.columns if c not in people.columns]
         people = people.left_join(traits.select("customer_id", *fresh), "customer_id")

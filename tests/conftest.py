@@ -16,6 +16,22 @@ from cdp_ml.synthetic import generate
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ONLINE_RETAIL_REFUSED = {
+    "postage or carriage": 2_110,
+    "stock written off": 1_336,
+    "stock found or corrected": 1_128,
+    "manual entry": 572,
+    "discount": 77,
+    "fee": 71,
+    "samples": 63,
+    "gift voucher": 34,
+    "charity commission": 16,
+    "cushion pads at no real price": 4,
+    "adjustment of bad debt": 3,
+}
+"""Why order lines of Online Retail are refused, and how many."""
+
+
 @pytest.fixture
 def con():
     """A fresh DuckDB engine."""

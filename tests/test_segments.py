@@ -62,7 +62,7 @@ def test_a_stay_that_ends_where_it_began_is_no_stay(con):
 
 def test_rules_are_conditions_on_traits(con):
     people = con.create_table("people", pa.table({"customer_id": ["a", "b"], "spend_365d": [9, 1]}))
-    (members,) = rule_members(con, people, {"vip": Segment(where="spend_365d > 5")}, "cdp.yaml")
+    (members,) = rule_members(con, people, {"vip": Segment(where="spend_365d > 5")})
     assert con.to_pyarrow(members).to_pylist() == [{"segment": "vip", "customer_id": "a"}]
 
 
@@ -71,7 +71,7 @@ def test_a_rule_on_an_unknown_trait_names_the_nearest(con):
     with pytest.raises(
         ConfigError, match=r"segments.vip.where: no column 'spend_36d'; .*spend_365d"
     ):
-        rule_members(con, people, {"vip": Segment(where="spend_36d > 5")}, "cdp.yaml")
+        rule_members(con, people, {"vip": Segment(where="spend_36d > 5")})
 
 
 def test_cuts_of_scores_and_clusters_become_segments(con):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import FieldMap, Source
-from cdp_ml.contracts import PERSON_FIELDS, arrow_schema, contract
+from cdp_ml.contracts import PERSON_FIELDS, arrow_schema, contract, table_of
 from cdp_ml.engine import check_condition
 from cdp_ml.errors import ConfigError, ContractError, nearest
 from cdp_ml.ingest.readers import (
@@ -403,7 +403,7 @@ def _keep_latest(name: str, source: Source, duck: Any) -> None:
     columns = _columns(name, source)
     selected = [f"{value} AS {identifier(column)}" for column, value in columns.items()]
     extras = [identifier(column) for column in _extra_fields(source)]
-    key = ", ".join(contract(_contract_of(source.kind)).key)
+    key = ", ".join(contract(table_of(source.kind)).key)
     latest = [f"{c} DESC" for c in (*TIMES, FILE, POSITION) if c in columns or c.startswith("__")]
     duck.execute(
         f"""CREATE OR REPLACE TEMP TABLE {KEPT} AS
@@ -412,10 +412,6 @@ def _keep_latest(name: str, source: Source, duck: Any) -> None:
             FROM {CHECKED} WHERE __accepted AND __reason IS NULL)
         QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {", ".join(latest)}) = 1"""
     )
-
-
-def _contract_of(kind: str) -> str:
-    return "records" if kind == "people" else kind
 
 
 def _columns(name: str, source: Source) -> dict[str, str]:
@@ -478,13 +474,13 @@ def _conformed(duck: Any, kind: str) -> pa.Table:
     """The rows of `KEPT` in the types of the contract, in the order of its key."""
     import pyarrow as pa
 
-    schema = arrow_schema(_contract_of(kind))
+    schema = arrow_schema(table_of(kind))
     if kind == "people":
         columns = ("source", "source_record_id", *PERSON_FIELDS)
         schema = pa.schema(
             [*((c, pa.string()) for c in columns), *(schema.field(t) for t in TIMES)]
         )
-    key = ", ".join(contract(_contract_of(kind)).key)
+    key = ", ".join(contract(table_of(kind)).key)
     rows = duck.sql(f"SELECT {', '.join(schema.names)} FROM {KEPT} ORDER BY {key}")
     return rows.to_arrow_table().cast(schema)
 

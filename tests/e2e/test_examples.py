@@ -4,26 +4,13 @@ import shutil
 
 import pyarrow.compute as pc
 import pytest
-from conftest import ROOT
+from conftest import ONLINE_RETAIL_REFUSED, ROOT
 
 import cdp_ml
 from cdp_ml import online
 from cdp_ml.truth import evaluate_workspace
 
 LINES = 541_909
-REFUSED = {
-    "postage or carriage": 2_110,
-    "stock written off": 1_336,
-    "stock found or corrected": 1_128,
-    "manual entry": 572,
-    "discount": 77,
-    "fee": 71,
-    "samples": 63,
-    "gift voucher": 34,
-    "charity commission": 16,
-    "cushion pads at no real price": 4,
-    "adjustment of bad debt": 3,
-}
 
 
 def rewrite(path, old, new):
@@ -61,10 +48,10 @@ def test_every_line_of_the_shop_is_accounted_for(shop):
         parts = [counts[p] for p in ("kept", "repeated", "refused", "filtered")]
         assert counts["read"] == sum(parts) == LINES, name
     assert sources["shop"]["kept"] == 4_372
-    assert sources["orders"]["kept"] == LINES - sum(REFUSED.values())
+    assert sources["orders"]["kept"] == LINES - sum(ONLINE_RETAIL_REFUSED.values())
     rejects = shop.table("rejects").to_pyarrow()
     reasons = pc.value_counts(rejects["reason"]).to_pylist()
-    assert {r["values"]: r["counts"] for r in reasons} == REFUSED
+    assert {r["values"]: r["counts"] for r in reasons} == ONLINE_RETAIL_REFUSED
 
 
 def test_lines_without_a_customer_are_kept_and_attributed_to_nobody(shop):
