@@ -22,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -258,6 +259,10 @@ class Settings(BaseSettings):
         """The file of the online store, and feature registry, of a run."""
         return self.data / "online" / f"{number}.db"
 
+    def linkage_model(self, version: str) -> Path:
+        """The folder of a trained linkage model."""
+        return self.data / "identity" / version
+
     def share(self, name: str) -> Path:
         """The workspace's folder `features`, `models` or `serving`, else the shipped one."""
         own = self.home / name
@@ -328,10 +333,14 @@ class IdentitySpec(Spec):
     prior_rules: tuple[str, ...]
     deterministic: tuple[str, ...] = ()
     max_group: PositiveInt = 8
+    max_cluster: PositiveInt = 500
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    review: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    cadence_days: PositiveInt = 30
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
     max_pairs: PositiveInt = 20_000_000
-    household: bool = True
+    pairs_per_record: PositiveFloat = 2.0
+    contexts: bool = True
     seed: int = 1
 
 

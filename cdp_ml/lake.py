@@ -111,7 +111,9 @@ class Lake:
         self._rewind(name)
         return self._commit(name, conform(name, rows), "append" if self.has(name) else "overwrite")
 
-    def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
+    def upsert(
+        self, name: str, rows: pa.Table, con: SQLBackend, gone: pa.Table | None = None
+    ) -> dict[str, int]:
         """Insert new rows and replace changed ones by key; write nothing if nothing changed.
 
         What was known first stays: of the columns that the contract calls `first` the earlier value
@@ -121,20 +123,29 @@ class Lake:
             name: a table of the contracts.
             rows: at most one row a key.
             con: the engine.
+            gone: keys of rows to take out.
 
         Returns:
             How many rows were `new`, `changed` and `same`.
         """
         rows = conform(name, rows)
         fresh, counts = _changed_rows(self.read(name, con), rows, name, con)
-        if counts["changed"]:
+        if counts["changed"] or (gone is not None and gone.num_rows):
             kept = self.read(name, con).anti_join(fresh, contract(name).key)
+            if gone is not None:
+                taken = con.create_table(f"_gone_{name}", gone, temp=True, overwrite=True)
+                kept = kept.anti_join(taken, gone.column_names)
             self.write(name, kept.union(fresh.select(kept.columns)))
         elif counts["new"]:
             self.append(name, fresh.to_pyarrow())
         elif not self.has(name):
             self.write(name, rows)
         return counts
+
+    def renew(self, name: str) -> None:
+        """See the newest version of a table that others than refreshes write."""
+        if _exists(self.root / name):
+            self.versions[name] = _delta(self.root / name, None).version()
 
     def _rewind(self, name: str) -> None:
         """Undo what a crashed run wrote after the version that this lake sees."""

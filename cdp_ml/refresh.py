@@ -116,6 +116,7 @@ def _begin(settings: Settings, force: bool) -> Run:
         journal.run = {"run_id": f"{now:%Y%m%dT%H%M%S%f}", "known_at": now.isoformat()}
     identity = load_spec(settings.share("models") / "identity.yaml", IdentitySpec)
     lake = Lake(settings.lake, journal.versions)
+    lake.renew("overrides")
     return Run(settings, load_models(settings), identity, journal, lake, force)
 
 
@@ -218,9 +219,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         "identity",
         steps.identity,
-        ("records", "identifiers"),
-        ("edges", "crosswalk", "identity_log"),
-        lambda run: run.identity.fingerprint(),
+        ("records", "identifiers", "overrides"),
+        ("edges", "compared", "reviews", "crosswalk", "identity_log"),
+        steps.linkage_inputs,
+        settles=True,
     ),
     Step(
         "profiles",

@@ -6,7 +6,6 @@ Their order and what makes them due stand in `cdp_ml.refresh`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
     from cdp_ml.identity.linkage import Linkage
+    from cdp_ml.identity.model import Model
     from cdp_ml.learn.score import Predictor
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ INGESTED = (
     "exposures",
     "rejects",
 )
+LINKED = ("edges", "compared", "reviews")
 IDENTITY = ("records", "identifiers", "edges", "crosswalk")
 
 
@@ -273,33 +274,97 @@ def identity(run: Run) -> Report:
     from cdp_ml.identity.crosswalk import assign_customer_ids
     from cdp_ml.identity.linkage import link
 
-    records = run.read("records")
-    linkage = link(records, run.read("identifiers"), run.identity, run.con)
+    records, model = run.read("records"), _linkage_model(run)
     # A run as of a past instant teaches what holds as of that instant.
     learned_at = min(run.known_at, run.as_of - timedelta(microseconds=1))
+    linkage = link(
+        records,
+        run.read("identifiers"),
+        run.identity,
+        run.con,
+        model=model,
+        overrides=run.lake.arrow("overrides"),
+        former={t: run.read(t) for t in LINKED} if model else None,
+        known_at=learned_at,
+    )
     crosswalk, changes = assign_customer_ids(
         linkage.clusters, records, run.read("crosswalk"), learned_at, run.con
     )
-    run.lake.write("edges", linkage.edges)
+    for table in LINKED:
+        _store_linked(run, table, linkage)
     run.lake.write("crosswalk", crosswalk)
     run.lake.upsert("identity_log", changes, run.con)
-    _keep_linkage_model(run, linkage.model)
-    return _identity_report(linkage, changes)
+    trained = (
+        _keep_linkage_model(run, linkage.model)
+        if model is None
+        else run.report("identity")["model"]
+    )
+    return {"model": trained, **_identity_report(linkage, crosswalk, changes)}
 
 
-def _keep_linkage_model(run: Run, model: dict[str, Any]) -> None:
-    folder = run.settings.data / "identity"
-    folder.mkdir(exist_ok=True)
-    (folder / "model.json").write_text(json.dumps(model, indent=1, default=str), encoding="utf-8")
+def linkage_inputs(run: Run) -> object:
+    """What decides whether linking is due, besides its tables: specification and cadence."""
+    return [_linkage_specification(run), None if _is_linkage_fresh(run) else run.as_of]
 
 
-def _identity_report(linkage: Linkage, changes: pa.Table) -> Report:
+def _linkage_specification(run: Run) -> list[str]:
+    """What a linkage model was made to be: hashes in it are DuckDB's."""
+    import duckdb
+
+    code = hash_of(Path(__file__).parent / "identity")
+    return [run.identity.fingerprint(), code, duckdb.__version__]
+
+
+def _is_linkage_fresh(run: Run) -> bool:
+    """Whether the last training still holds: same specification, within its cadence."""
+    trained = run.report("identity").get("model")
+    if run.force or not trained or trained["specification"] != _linkage_specification(run):
+        return False
+    age = run.as_of - datetime.fromisoformat(trained["as_of"])
+    return timedelta(0) <= age < timedelta(days=run.identity.cadence_days)
+
+
+def _linkage_model(run: Run) -> Model | None:
+    """The trained linkage model, unless a new one is due."""
+    from cdp_ml.identity.model import Model
+
+    if not _is_linkage_fresh(run):
+        return None
+    folder = run.settings.linkage_model(run.report("identity")["model"]["version"])
+    return Model.load(folder) if folder.is_dir() else None
+
+
+def _keep_linkage_model(run: Run, model: Model | None) -> Report | None:
+    """Write a newly trained model beside the former ones; returns what to remember of it."""
+    if model is None:
+        return None
+    model.save(run.settings.linkage_model(model.version))
+    specification = _linkage_specification(run)
+    return {
+        "version": model.version,
+        "as_of": run.as_of.isoformat(),
+        "specification": specification,
+        "records": model.records,
+    }
+
+
+def _store_linked(run: Run, table: str, linkage: Linkage) -> None:
+    rows = getattr(linkage, table)
+    if linkage.gone is None:
+        run.lake.write(table, rows)
+    else:
+        run.lake.upsert(table, rows, run.con, linkage.gone[table])
+
+
+def _identity_report(linkage: Linkage, crosswalk: pa.Table, changes: pa.Table) -> Report:
     import pyarrow.compute as pc
 
     events = {r["values"]: r["counts"] for r in pc.value_counts(changes["event"]).to_pylist()}
+    held = crosswalk.filter(pc.is_null(crosswalk["valid_to"]))
     counts = {
-        "records": linkage.clusters.num_rows,
-        "customers": len(linkage.clusters["cluster"].unique()),
+        "records": held.num_rows,
+        "linked_again": linkage.clusters.num_rows,
+        "customers": pc.count_distinct(held["customer_id"]).as_py(),
         "edges": linkage.edges.num_rows,
     }
     return {"metrics": {"identity": counts | events}}

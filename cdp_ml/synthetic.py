@@ -3,7 +3,8 @@
 `generate` invents people, lets them live, shop, browse and read newsletters, and then writes what
 five silos would have seen of them: with the misspellings, duplicates and late rows that real silos
 have. Beside the silos lies `truth/`: who is behind each record, what each person was going to do,
-and what a campaign really changed.
+and what a campaign really changed. `generate_records` returns the same people's records alone, for
+many more people than one would let shop.
 
 Time is counted in whole days from the start of the history. A person orders on day `d` with
 intensity `rate * season[d]` while `joined < d < churned`; the truth's probabilities follow exactly
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial, reduce
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+
+from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
 
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
@@ -252,9 +256,43 @@ def generate(
     return {path: _write(out / path, table) for path, table in tables.items()}
 
 
+def generate_records(
+    people: int, seed: int = 7, end: date = date(2026, 7, 1)
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Make what the four people silos know about the people of `generate`, without any files.
+
+    The records are those that the ingestion keeps: of each the latest version, no test accounts.
+    The times of the point of sale, whose file has days alone, are to the second.
+
+    Args:
+        people: How many people there are; each has about two records.
+        seed: Chooses the world.
+        end: The midnight (UTC) before which everything happens.
+
+    Returns:
+        The records before standardization (source, source_record_id, the person fields as text,
+        event_timestamp, ingested_at); their identifiers, in the contract of `identifiers`: each
+        record's own, and the card number that a CRM record notes; and the truth: source,
+        source_record_id, person_id (text).
+    """
+    stream, clock = partial(_stream, seed), _clock(end)
+    persons = _persons(stream, people, clock)
+    known = _known(stream, persons, clock)
+    known["crm"] = _latest(_crm_versions(stream("crm files"), persons, known, clock))
+    real = {source: _rows(columns, columns["person"] >= 0) for source, columns in known.items()}
+    identifiers = [*starmap(_own_identifiers, real.items()), _card_identifiers(real["crm"])]
+    truth = pa.concat_tables(starmap(_true_persons, real.items()))
+    text = pa.schema([(name, pa.string()) for name in truth.column_names])
+    return (
+        pa.concat_tables(starmap(_as_delivered, real.items())),
+        pa.concat_tables(identifiers),
+        truth.cast(text),
+    )
+
+
 def _world(stream: Stream, people: int, clock: Clock) -> World:
     persons = _persons(stream, people, clock)
-    records = {source: _records(stream(source), persons, source, clock) for source in SOURCES}
+    records = _known(stream, persons, clock)
     persons |= _campaign(stream("campaign"), persons, records["crm"], clock)
     orders = _orders(stream("orders"), persons, clock)
     lines = _lines(stream("lines"), persons, orders)
@@ -319,7 +357,9 @@ def _daytime(rng: Rng, rows: int) -> Array:
 
 
 def _join(*parts: Array | str) -> Array:
-    return np.asarray(reduce(np.strings.add, parts))
+    """The parts in one text, no wider than the longest: a number alone would leave room for 21."""
+    joined = np.asarray(reduce(np.strings.add, parts))
+    return joined.astype(f"U{max(1, np.strings.str_len(joined).max(initial=1))}")
 
 
 def _digits(number: Array, width: int) -> Array:
@@ -549,6 +589,11 @@ def _behavior(rng: Rng, persons: Columns, clock: Clock) -> Columns:
 # ---- what the silos know about people -----------------------------------------------------------
 
 
+def _known(stream: Stream, persons: Columns, clock: Clock) -> dict[str, Columns]:
+    """The records of each silo."""
+    return {source: _records(stream(source), persons, source, clock) for source in SOURCES}
+
+
 def _records(rng: Rng, persons: Columns, source: str, clock: Clock) -> Columns:
     """The records of a silo, oldest first; `person` is -1 for test accounts."""
     once = np.flatnonzero(persons[source])
@@ -561,9 +606,9 @@ def _records(rng: Rng, persons: Columns, source: str, clock: Clock) -> Columns:
     columns = {"person": person, "created": clock.instant(day, rng.integers(28_000, size=len(day)))}
     columns |= _spoiled(rng, _identity(rng, persons, person, day, source), source)
     columns = _with_tests(rng, columns, clock)
-    order = np.argsort(columns["created"], kind="stable")
-    columns = {name: column[order] for name, column in columns.items()}
-    return columns | {"id": _join(source[0].upper(), _digits(np.arange(1, len(order) + 1), 8))}
+    columns = _rows(columns, np.argsort(columns["created"], kind="stable"))
+    number = np.arange(1, len(columns["person"]) + 1)
+    return columns | {"id": _join(source[0].upper(), _digits(number, 8))}
 
 
 def _identity(rng: Rng, persons: Columns, person: Array, day: Array, source: str) -> Columns:
@@ -681,8 +726,7 @@ def _orders(rng: Rng, persons: Columns, clock: Clock) -> Columns:
         "web": np.concatenate([web, np.zeros(len(strangers), dtype=bool)]),
     }
     columns["at"] = clock.instant(columns["day"], _daytime(rng, len(columns["day"])))
-    order = np.argsort(columns["at"], kind="stable")
-    return {name: column[order] for name, column in columns.items()}
+    return _rows(columns, np.argsort(columns["at"], kind="stable"))
 
 
 def _lift(persons: Columns) -> Array:
@@ -799,19 +843,7 @@ def _crm(rng: Rng, world: World) -> dict[str, pa.Table]:
 
 
 def _customers(rng: Rng, world: World) -> pa.Table:
-    """The CRM's records, and some again as stated anew later, under the same id."""
-    crm, clock, end = world.records["crm"], world.clock, world.clock.end
-    rows = len(crm["id"])
-    updated = crm["created"] + ((end - crm["created"]) * 0.5 * rng.random(rows)).astype("m8[s]")
-    crm = crm | {"updated": updated, "card": _cards(rng, crm["person"], world.records["pos"])}
-    redone = np.flatnonzero(_some(rng, rows, ERRORS.corrected) & (crm["person"] >= 0))
-    again = {name: column[redone] for name, column in crm.items()}
-    today = np.full(len(redone), clock.days)
-    again |= _identity(rng, world.persons, again["person"], today, "crm")
-    again["updated"] += ((end - again["updated"]) * 0.5).astype("m8[s]")
-    both = {name: np.concatenate([crm[name], again[name]]) for name in crm}
-    order = np.argsort(both["updated"], kind="stable")
-    both = {name: column[order] for name, column in both.items()}
+    both = _crm_versions(rng, world.persons, world.records, world.clock)
     return pa.table({
         "crm_id": both["id"],
         "first_name": _text(both["first"]),
@@ -826,6 +858,28 @@ def _customers(rng: Rng, world: World) -> pa.Table:
         "created_at": _iso(both["created"]),
         "updated_at": _iso(both["updated"]),
     })  # fmt: skip
+
+
+def _crm_versions(rng: Rng, persons: Columns, records: dict[str, Columns], clock: Clock) -> Columns:
+    """The CRM's records, and some again as stated anew later, under the same id; by `updated`."""
+    crm, end = records["crm"], clock.end
+    rows = len(crm["id"])
+    updated = crm["created"] + ((end - crm["created"]) * 0.5 * rng.random(rows)).astype("m8[s]")
+    crm = crm | {"updated": updated, "card": _cards(rng, crm["person"], records["pos"])}
+    redone = np.flatnonzero(_some(rng, rows, ERRORS.corrected) & (crm["person"] >= 0))
+    again = _rows(crm, redone)
+    today = np.full(len(redone), clock.days)
+    again |= _identity(rng, persons, again["person"], today, "crm")
+    again["updated"] += ((end - again["updated"]) * 0.5).astype("m8[s]")
+    both = {name: np.concatenate([crm[name], again[name]]) for name in crm}
+    return _rows(both, np.argsort(both["updated"], kind="stable"))
+
+
+def _latest(versions: Columns) -> Columns:
+    """The last version of each record."""
+    rows = len(versions["id"])
+    _, first_from_end = np.unique(versions["id"][::-1], return_index=True)
+    return _rows(versions, rows - 1 - first_from_end)
 
 
 def _cards(rng: Rng, person: Array, pos: Columns) -> Array:
@@ -905,8 +959,7 @@ def _accounts(shop: Columns) -> pa.Table:
 
 
 def _of_orders(lines: Columns, chosen: Array) -> Columns:
-    mask = chosen[lines["order"]]
-    return {name: column[mask] for name, column in lines.items()}
+    return _rows(lines, chosen[lines["order"]])
 
 
 def _with_returns(rng: Rng, world: World, lines: Columns) -> Columns:
@@ -916,11 +969,10 @@ def _with_returns(rng: Rng, world: World, lines: Columns) -> Columns:
     prone = world.persons["returns"][orders["taste"][lines["order"]]]
     back = lines["at"] + rng.integers(3 * 86_400, 21 * 86_400, len(prone)).astype("m8[s]")
     returned = np.flatnonzero((rng.random(len(prone)) < prone) & (back < end))
-    again = {name: column[returned] for name, column in lines.items()}
+    again = _rows(lines, returned)
     again |= {"at": back[returned], "quantity": -again["quantity"]}
     both = {name: np.concatenate([lines[name], again[name]]) for name in lines}
-    order = np.argsort(both["at"], kind="stable")
-    return {name: column[order] for name, column in both.items()}
+    return _rows(both, np.argsort(both["at"], kind="stable"))
 
 
 def _order_ids(prefix: str, lines: Columns) -> pa.Array:
@@ -1038,8 +1090,7 @@ def _web(rng: Rng, world: World) -> dict[str, pa.Table]:
     """The hits, in a file per year of their arrival, whatever date they claim."""
     shop, products = world.records["shop"], world.products
     hits = _with_bots(rng, _hits(rng, world.sessions), world.cookies, world.clock)
-    order = np.argsort(hits["at"], kind="stable")
-    hits = {name: column[order] for name, column in hits.items()}
+    hits = _rows(hits, np.argsort(hits["at"], kind="stable"))
     account = np.full(len(hits["at"]), -1)
     known = np.flatnonzero(hits["logged_in"])
     account[known] = _record_of(rng, shop, hits["person"][known], hits["at"][known])
@@ -1108,6 +1159,63 @@ def _with_bots(rng: Rng, hits: Columns, cookies: Columns, clock: Clock) -> Colum
     return {name: np.concatenate([hits[name], column]) for name, column in bots.items()}
 
 
+# ---- the records alone --------------------------------------------------------------------------
+
+STATED = {
+    "given_name": "first", "surname": "last", "email": "email", "phone": "phone",
+    "birth_date": "born", "street": "street", "postcode": "postcode", "city": "city",
+}  # fmt: skip
+NOT_IN_FILE: dict[str, tuple[str, ...]] = {
+    "crm": (),
+    "shop": (),
+    "pos": ("email", "street", "city"),
+    "newsletter": ("phone", "birth_date", "street", "postcode", "city"),
+}
+
+
+def _as_delivered(source: str, records: Columns) -> pa.Table:
+    """The person fields that the silo's file has, under the names that the ingestion gives them."""
+    nothing = pa.nulls(len(records["id"]), pa.string())
+    stated = set(STATED) - set(NOT_IN_FILE[source])
+    fields = {name: _written(records[STATED[name]]) for name in stated}
+    return pa.table({
+        **_keys(source, records),
+        **{name: fields.get(name, nothing) for name in PERSON_FIELDS},
+        **_times(records),
+    })  # fmt: skip
+
+
+def _written(values: Array) -> pa.Array:
+    return _text(values) if values.dtype.kind == "U" else pa.array(values).cast(pa.string())
+
+
+def _keys(source: str, records: Columns) -> Columns:
+    return {"source": np.full(len(records["id"]), source), "source_record_id": records["id"]}
+
+
+def _times(records: Columns) -> dict[str, pa.Array]:
+    created, utc = records["created"].astype("M8[us]"), pa.timestamp("us", "UTC")
+    updated = records.get("updated", created).astype("M8[us]")
+    return {"event_timestamp": pa.array(updated, utc), "ingested_at": pa.array(created, utc)}
+
+
+def _own_identifiers(source: str, records: Columns) -> pa.Table:
+    return _identifiers(source, records["id"], source, records)
+
+
+def _card_identifiers(crm: Columns) -> pa.Table:
+    """The numbers of the point of sale that CRM records note."""
+    noted = _rows(crm, crm["card"] != "")
+    return _identifiers("pos", noted["card"], "crm", noted)
+
+
+def _identifiers(kind: str, identifier: Array, source: str, records: Columns) -> pa.Table:
+    types = np.full(len(identifier), kind)
+    named = {"identifier_type": types, "identifier": identifier}
+    table = pa.table({**named, **_keys(source, records), **_times(records)})
+    return table.cast(arrow_schema("identifiers"))
+
+
 # ---- the truth ----------------------------------------------------------------------------------
 
 
@@ -1146,8 +1254,7 @@ def _hidden_traits(persons: Columns, clock: Clock) -> pa.Table:
 def _true_persons(source: str, records: Columns) -> pa.Table:
     """Who is behind each record; nobody (null) behind a test account."""
     return pa.table({
-        "source": np.full(len(records["id"]), source),
-        "source_record_id": records["id"],
+        **_keys(source, records),
         "person_id": pa.array(records["person"], mask=records["person"] < 0),
     })  # fmt: skip
 
@@ -1217,6 +1324,11 @@ def _products(rng: Rng) -> Columns:
         "category": category,
         "price": np.sort(price.reshape(len(CATEGORIES), -1), axis=1).ravel(),
     }
+
+
+def _rows(columns: Columns, chosen: Array) -> Columns:
+    """Some rows of a table, by a mask or their positions."""
+    return {name: column[chosen] for name, column in columns.items()}
 
 
 def _text(values: Array) -> pa.Array:

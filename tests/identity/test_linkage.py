@@ -15,6 +15,7 @@ from cdp_ml.identity.linkage import link
 
 SPEC = load_spec(Path(ROOT / "models" / "identity.yaml"), IdentitySpec)
 NO_IDENTIFIERS = rows("identifiers")
+NOW = utc(2026, 6, 1)
 GIVEN = ["ada", "ben", "cleo", "dora", "eric", "fay", "gus", "hana", "ivan", "june", "kurt", "lena"]
 SURNAMES = [a + b for a in ("ash", "bram", "cald", "dun") for b in ("ton", "ley", "ford", "by")]
 
@@ -72,7 +73,7 @@ def couples():
 
 @pytest.fixture(scope="module")
 def linked(couples):
-    return link(couples[0], NO_IDENTIFIERS, SPEC, connect(Engine()))
+    return link(couples[0], NO_IDENTIFIERS, SPEC, connect(Engine()), known_at=NOW)
 
 
 def test_partners_who_share_everything_but_name_and_birth_date_stay_two_people(linked):
@@ -81,11 +82,11 @@ def test_partners_who_share_everything_but_name_and_birth_date_stay_two_people(l
     found = [p for p in people if len(p) == 2 and len({number for _, number in p}) == 1]
     assert len(mixed) <= 3
     assert len(found) >= 0.8 * 240
-    assert linked.model["household"] is not None
+    assert "household" in linked.model.contexts
 
 
-def test_without_the_household_model_partners_are_merged(con, couples):
-    spec = SPEC.model_copy(update={"household": False})
+def test_without_the_model_of_households_partners_are_merged(con, couples):
+    spec = SPEC.model_copy(update={"contexts": False})
     people = partition(link(couples[0], NO_IDENTIFIERS, spec, con).clusters)
     assert sum(len({number for _, number in p}) > 1 for p in people) > 60
 
@@ -93,10 +94,10 @@ def test_without_the_household_model_partners_are_merged(con, couples):
 def test_order_and_threads_do_not_change_edges_clusters_or_model(con, couples, linked):
     shuffled = couples[0].take(np.random.default_rng(1).permutation(len(couples[0])))
     con.raw_sql("SET threads = 1")
-    again = link(ibis.memtable(shuffled), ibis.memtable(NO_IDENTIFIERS), SPEC, con)
+    again = link(ibis.memtable(shuffled), ibis.memtable(NO_IDENTIFIERS), SPEC, con, known_at=NOW)
     assert again.edges.equals(linked.edges)
     assert again.clusters.equals(linked.clusters)
-    assert again.model == linked.model
+    assert again.model.version == linked.model.version
 
 
 def test_edges_name_the_lesser_record_first_and_what_they_rest_on(linked):
@@ -209,11 +210,17 @@ def test_degenerate_records_give_sensible_customers(con, case):
     assert len(partition(linkage.clusters)) == customers
 
 
-def test_a_rule_that_makes_too_many_pairs_is_refused_before_it_runs(con):
-    records = rows("records", *(record("crm", n, city="leeds") for n in range(1_000)))
-    spec = SPEC.model_copy(update={"blocking_rules": ("city",), "max_pairs": 100_000})
-    with pytest.raises(LinkageError, match=r"'city' makes 499,500 pairs, more than max_pairs"):
-        link(records, NO_IDENTIFIERS, spec, con)
+def test_a_rule_that_makes_too_many_pairs_is_refused(con, couples):
+    spec = SPEC.model_copy(update={"blocking_rules": ("email",), "max_pairs": 100})
+    with pytest.raises(LinkageError, match=r"'email' makes more than max_pairs \(100\) pairs"):
+        link(couples[0], NO_IDENTIFIERS, spec, con)
+
+
+def test_blocks_that_hardly_hold_a_match_are_left_out(con):
+    records = rows("records", *(record("crm", n, city="leeds", surname=f"s{n // 2}",
+        given_name=f"g{n}") for n in range(1_000)))  # fmt: skip
+    spec = SPEC.model_copy(update={"blocking_rules": ("city",)})
+    assert link(records, NO_IDENTIFIERS, spec, con).edges.num_rows == 0
 
 
 @pytest.mark.parametrize(

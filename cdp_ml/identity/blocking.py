@@ -1,0 +1,212 @@
+"""Which pairs are compared: those that share a block, of blocks that are worth their pairs.
+
+A rule such as `surname, year(birth_date)` puts records into blocks. Small blocks hold many matches
+for their pairs, large ones few (block purging: Papadakis et al., 2016), and where to stop depends
+on the data: sampled pairs tell, for each rule and size of block, what share of the pairs that no
+earlier rule brings would match. The budget of pairs is spent where that share is greatest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cdp_ml.errors import LinkageError, nearest
+from cdp_ml.identity.model import Block
+from cdp_ml.identity.people import FIELDS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+log = logging.getLogger(__name__)
+
+Rules = Mapping[str, tuple[str, ...]]
+"""By rule, its SQL expressions."""
+
+SIZES = (5, 10, 20, 50)
+"""Block sizes (records) among which the limit of a rule is chosen."""
+SAMPLED_RECORDS = 5_000
+LEAST_YIELD = 0.002
+"""Blocks with fewer matches for their pairs than this are left out, whatever the budget."""
+
+
+def usable_rules(rules: Sequence[str], filled: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """The rules whose columns have values: their text and their expressions.
+
+    Raises:
+        LinkageError: if a rule is not SQL or names an unknown column.
+    """
+    parsed = {rule: expressions(rule) for rule in rules}
+    return {
+        rule: tuple(e for e, _ in parts)
+        for rule, parts in parsed.items()
+        if all(filled[c] >= 2 for _, columns in parts for c in columns)
+    }
+
+
+def expressions(rule: str) -> list[tuple[str, set[str]]]:
+    """The comma-separated SQL expressions of a rule and the columns that each names.
+
+    Raises:
+        LinkageError: if it is not SQL or names an unknown column.
+    """
+    import sqlglot
+    from sqlglot import exp
+
+    where = f"models/identity.yaml: rule '{rule}'"
+    try:
+        parsed = sqlglot.parse_one(f"SELECT {rule}", dialect="duckdb").expressions
+    except sqlglot.errors.SqlglotError:
+        raise LinkageError(f"{where}: not a list of SQL expressions on a record") from None
+    found = [(e.sql("duckdb"), {c.name for c in e.find_all(exp.Column)}) for e in parsed]
+    for name in {c for _, columns in found for c in columns} - set(FIELDS):
+        raise LinkageError(f"{where}: no field '{name}'; {nearest(name, FIELDS)}")
+    return found
+
+
+def sample_pairs(db: DuckDBPyConnection, rules: Rules) -> float:
+    """Make table `candidates` of the pairs in which a sample of the records would be compared.
+
+    Each pair is listed under the first rule that brings it, with the size of that block.
+
+    Returns:
+        The share of all pairs that the sample has.
+    """
+    records = count_rows(db, "nodes")
+    share = min(1.0, SAMPLED_RECORDS / max(records, 1))
+    keys = ", ".join(f"{_key(e)} AS key_{i}" for i, e in enumerate(rules.values()))
+    db.execute(f"CREATE OR REPLACE TABLE blocked AS SELECT unique_id, {keys} FROM nodes")
+    chosen = f"hash(unique_id) % 1000000 < {int(share * 1_000_000)}"
+    db.execute(f"CREATE OR REPLACE TABLE sampled AS SELECT * FROM blocked WHERE {chosen}")
+    found = " UNION ALL ".join(_sampled(i) for i in range(len(rules)))
+    db.execute(f"""
+        CREATE OR REPLACE TABLE candidates AS
+        SELECT join_key_l, join_key_r, min(rule)::VARCHAR AS match_key, arg_min(size, rule) AS size
+        FROM ({found}) GROUP BY ALL
+    """)
+    db.execute("DROP TABLE blocked; DROP TABLE sampled")
+    return 1 - (1 - share) ** 2
+
+
+def _sampled(rule: int) -> str:
+    key = f"key_{rule}"
+    return f"""
+        SELECT least(s.unique_id, r.unique_id) AS join_key_l, {rule} AS rule, size,
+            greatest(s.unique_id, r.unique_id) AS join_key_r
+        FROM sampled s JOIN (
+            SELECT {key}, count(*)::INTEGER AS size FROM blocked
+            WHERE {key} IN (SELECT {key} FROM sampled)
+            GROUP BY 1 HAVING count(*) BETWEEN 2 AND {SIZES[-1]}
+        ) USING ({key}) JOIN blocked r USING ({key}) WHERE s.unique_id <> r.unique_id
+    """
+
+
+def choose_blocks(
+    db: DuckDBPyConnection, rules: Rules, weighed: str, share: float, budget: float
+) -> tuple[Block, ...]:
+    """The rules worth their pairs, with the size of block up to which they are.
+
+    Args:
+        db: with table `candidates` of `sample_pairs`.
+        rules: the rules that were sampled.
+        weighed: table of the sampled pairs with their match_probability.
+        share: what share of all pairs the sample has.
+        budget: pairs that may be compared.
+    """
+    steps = " ".join(f"WHEN size <= {s} THEN {s}" for s in SIZES)
+    found = db.execute(f"""
+        SELECT c.match_key::INTEGER AS rule, CASE {steps} END AS size, count(*) / {share} AS pairs,
+            avg(match_probability) AS matches
+        FROM candidates c JOIN {weighed} ON join_key_l = unique_id_l AND join_key_r = unique_id_r
+        GROUP BY ALL ORDER BY matches DESC, rule, size
+    """).fetchall()
+    # Of rules that bring no pair of their own now, later records may have need.
+    seen = {rule for rule, *_ in found}
+    spent, limits = 0.0, {i: 0 if i in seen else SIZES[0] for i in range(len(rules))}
+    for rule, size, pairs, matches in found:
+        spent += pairs
+        if spent > budget or matches < LEAST_YIELD:
+            break
+        limits[rule] = max(limits[rule], size)
+    log.info("identity: %d of %d blocking rules are worth their pairs", _used(limits), len(rules))
+    parts = zip(rules.items(), limits.values(), strict=True)
+    return tuple(Block(rule, keys, limit) for (rule, keys), limit in parts if limit)
+
+
+def _used(limits: Mapping[int, int]) -> int:
+    return sum(limit > 0 for limit in limits.values())
+
+
+def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block]) -> pa.Table:
+    """The blocks that are left out: block (number of its rule), key (hash)."""
+    nothing = "SELECT 0 AS block, 0::UBIGINT AS key WHERE false"
+    found = [
+        f"SELECT {i} AS block, key FROM (SELECT {_key(b.keys)} AS key FROM nodes) "
+        f"WHERE key IS NOT NULL GROUP BY key HAVING count(*) > {b.limit}"
+        for i, b in enumerate(blocks)
+    ]
+    return db.sql(f"{' UNION ALL '.join([nothing, *found])} ORDER BY ALL").to_arrow_table()
+
+
+def make_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table) -> None:
+    """Make table `blocks`: unique_id and, by rule, `key_0`…: null where its block is left out."""
+    db.register("large", large)
+    db.execute(f"CREATE OR REPLACE TABLE blocks AS {block_keys(blocks, 'nodes')}")
+
+
+def block_keys(blocks: Sequence[Block], nodes: str) -> str:
+    """SQL: unique_id and the keys of the blocks of each node; needs table `large`."""
+    hashed = "".join(f", {_key(b.keys)} AS key_{i}" for i, b in enumerate(blocks))
+    kept = "".join(
+        f", CASE WHEN key_{i} NOT IN (SELECT key FROM large WHERE block = {i}) THEN key_{i} END"
+        f" AS key_{i}"
+        for i in range(len(blocks))
+    )
+    return f"SELECT unique_id{kept} FROM (SELECT unique_id{hashed} FROM {nodes})"
+
+
+def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, changed: str = "") -> None:
+    """Make table `candidates`: join_key_l < join_key_r, match_key (the first rule they share).
+
+    Args:
+        db: with table `blocks`.
+        blocks: the rules of the model.
+        most: pairs a rule may make.
+        changed: a table of unique_id; only pairs with one of these. All pairs if empty.
+
+    Raises:
+        LinkageError: if a rule makes more than `most` pairs.
+    """
+    db.execute("CREATE OR REPLACE TABLE candidates "
+               "(join_key_l BIGINT, join_key_r BIGINT, match_key VARCHAR)")  # fmt: skip
+    of = f"(SELECT * FROM blocks SEMI JOIN {changed} USING (unique_id))" if changed else "blocks"
+    # Of two changed records each finds the other: once is enough.
+    once = f"(l.unique_id < r.unique_id OR r.unique_id NOT IN (SELECT unique_id FROM {changed}))"
+    for i, block in enumerate(blocks):
+        earlier = "".join(f" AND NOT coalesce(l.key_{j} = r.key_{j}, false)" for j in range(i))
+        pairs = db.execute(f"""
+            INSERT INTO candidates
+            SELECT least(l.unique_id, r.unique_id), greatest(l.unique_id, r.unique_id), '{i}'
+            FROM {of} l JOIN blocks r ON l.key_{i} = r.key_{i} AND l.unique_id <> r.unique_id
+                AND {once if changed else "l.unique_id < r.unique_id"}{earlier}
+            LIMIT {most + 1}
+        """).fetchall()[0][0]
+        if pairs > most:
+            raise LinkageError(
+                f"models/identity.yaml: blocking_rules: '{block.rule}' makes more than max_pairs "
+                f"({most:,}) pairs; add a field to the rule or raise max_pairs"
+            )
+        log.debug("identity: rule '%s' brings %d pairs", block.rule, pairs)
+
+
+def _key(keys: Sequence[str]) -> str:
+    """SQL: a number that records of one block share; null if one of the expressions has none."""
+    known = " AND ".join(f"({k}) IS NOT NULL AND CAST(({k}) AS VARCHAR) <> ''" for k in keys)
+    return f"CASE WHEN {known} THEN hash({', '.join(keys)}) END"
+
+
+def count_rows(db: DuckDBPyConnection, table: str) -> int:
+    """How many rows a table has."""
+    return int(db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])

@@ -1,0 +1,149 @@
+"""What must be linked again, after what was known before and what is new.
+
+New and changed records are compared with all; what they are in touch with, through old evidence or
+new, is clustered again. The rest stays as it was, because nothing that it depends on has changed:
+the model and its tables are frozen between trainings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+# The last word on a pair counts; what was taken back does not.
+_DECIDED = """
+CREATE TABLE decided AS
+SELECT least(l.unique_id, r.unique_id) AS one, greatest(l.unique_id, r.unique_id) AS other,
+    decision, actor, reason, event_timestamp
+FROM overrides JOIN nodes l ON record_l = l.record JOIN nodes r ON record_r = r.record
+WHERE undone_at IS NULL AND l.unique_id <> r.unique_id
+QUALIFY row_number() OVER (PARTITION BY one, other ORDER BY event_timestamp DESC, decision) = 1
+"""
+_CERTAIN = """
+CREATE TABLE certain AS
+WITH bearers AS (
+    SELECT DISTINCT identifier_type, identifier, unique_id
+    FROM identifiers JOIN nodes USING (source, source_record_id)
+    WHERE list_contains($types, identifier_type)
+       OR (list_contains($types, '*') AND identifier_type IN (SELECT source FROM nodes))
+), grouped AS (
+    SELECT *, min(unique_id) OVER same AS one, count(*) OVER same AS bearers
+    FROM bearers WINDOW same AS (PARTITION BY identifier_type, identifier)
+)
+SELECT one, unique_id AS other, min(identifier_type) AS identifier_type
+FROM grouped WHERE bearers BETWEEN 2 AND $most AND one <> unique_id
+GROUP BY ALL ORDER BY ALL
+"""
+_CHANGED = """
+CREATE TABLE changed AS
+SELECT unique_id FROM nodes ANTI JOIN former_compared
+USING (source, source_record_id, fingerprint)
+"""
+_FORMER = """
+CREATE TABLE former AS
+SELECT l.unique_id AS one, r.unique_id AS other, record_l, record_r, kind
+FROM former_edges LEFT JOIN nodes l ON record_l = l.record LEFT JOIN nodes r ON record_r = r.record
+"""
+# Besides what changed: who lost a partner, and who is joined or told apart otherwise than before.
+_SEEDS = """
+WITH sure AS (
+    SELECT least(one, other) AS one, greatest(one, other) AS other, kind FROM former
+    WHERE kind <> 'probabilistic' AND one IS NOT NULL AND other IS NOT NULL
+), now AS (
+    SELECT one, other, coalesce(decision, 'deterministic') AS kind
+    FROM certain FULL JOIN decided USING (one, other)
+), otherwise AS (
+    (FROM sure EXCEPT FROM now) UNION ALL (FROM now EXCEPT FROM sure)
+)
+SELECT unique_id FROM changed
+UNION SELECT unnest([one, other]) FROM otherwise
+UNION SELECT coalesce(one, other) FROM former
+    WHERE (one IS NULL) <> (other IS NULL)
+"""
+_TOUCHING = """
+SELECT one, other FROM former WHERE one IS NOT NULL AND other IS NOT NULL
+UNION ALL SELECT one, other FROM pairs WHERE weight >= $bits
+UNION ALL SELECT one, other FROM certain
+UNION ALL SELECT one, other FROM decided WHERE decision = 'must-link'
+"""
+_GONE = {
+    "edges": """
+SELECT record_l, record_r FROM former
+WHERE one IS NULL OR other IS NULL OR one IN (FROM scope) OR other IN (FROM scope)
+""",
+    "compared": """
+SELECT source, source_record_id FROM former_compared
+ANTI JOIN nodes USING (source, source_record_id)
+""",
+    "reviews": """
+WITH again AS (SELECT record FROM nodes WHERE unique_id IN (FROM changed)),
+    near AS (SELECT record FROM nodes WHERE unique_id IN (FROM scope))
+SELECT record_l, record_r FROM former_reviews
+WHERE record_l IN (FROM again) OR record_r IN (FROM again)
+   OR record_l IN (FROM near) AND record_r IN (FROM near)
+   OR record_l NOT IN (SELECT record FROM nodes) OR record_r NOT IN (SELECT record FROM nodes)
+""",
+}
+
+
+def list_overrides(db: DuckDBPyConnection, overrides: pa.Table | None) -> None:
+    """Make table `decided`: one, other, decision, actor, reason, event_timestamp."""
+    from cdp_ml.contracts import arrow_schema
+
+    given = arrow_schema("overrides").empty_table() if overrides is None else overrides
+    db.register("overrides", given)
+    db.execute(_DECIDED)
+
+
+def list_certain(db: DuckDBPyConnection, types: Sequence[str], most: int) -> None:
+    """Make table `certain` of the records that share an identifier: one, other, identifier_type."""
+    db.execute(_CERTAIN, {"types": list(types), "most": most})
+
+
+def begin(db: DuckDBPyConnection, part: bool) -> None:
+    """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed."""
+    if part:
+        db.execute(_CHANGED)
+        db.execute(_FORMER)
+    else:
+        db.execute("CREATE TABLE changed AS SELECT unique_id FROM nodes")
+    db.execute("CREATE TABLE scope AS FROM changed")
+
+
+def widen(db: DuckDBPyConnection, bits: float) -> None:
+    """Widen table `scope` to all records in touch with what is new, changed, gone or decided.
+
+    Args:
+        db: with table `pairs` of the changed records.
+        bits: match weight from which a pair is evidence.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    seeds = db.execute(_SEEDS).fetchnumpy()["unique_id"]
+    ends = db.execute(_TOUCHING, {"bits": bits}).fetchnumpy()
+    records = db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
+    graph = coo_array((np.ones(len(ends["one"])), (ends["one"], ends["other"])), (records, records))
+    label = connected_components(graph, directed=False)[1]
+    touched = np.flatnonzero(np.isin(label, label[seeds]))
+    db.register("touched", pa.table({"unique_id": touched.astype(np.int64)}))
+    db.execute("CREATE OR REPLACE TABLE scope AS FROM touched")
+
+
+def gone(db: DuckDBPyConnection, found: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """By table, the keys of the former rows that are not among those found now."""
+    keys = {}
+    for table, query in _GONE.items():
+        former = db.sql(query).to_arrow_table()
+        on = former.column_names
+        db.register("now_found", found[table].select(on))
+        db.register("was_found", former)
+        asked = f"FROM was_found ANTI JOIN now_found USING ({', '.join(on)}) ORDER BY ALL"
+        keys[table] = db.sql(asked).to_arrow_table()
+    return keys
