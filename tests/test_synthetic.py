@@ -1,16 +1,21 @@
 """The fictional retailer: the same each time, wrong in the ways that we asked for, true beneath."""
 
 import hashlib
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import phonenumbers
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
-from cdp_ml.synthetic import generate
+from cdp_ml.config import load_settings
+from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
+from cdp_ml.ingest.batch import Batch, read_source
+from cdp_ml.synthetic import SOURCES, generate, generate_records
 
 PEOPLE = 300
 END = date(2026, 7, 1)
@@ -407,3 +412,64 @@ def test_few_bots_make_few_of_the_hits(tmp_path: Path) -> None:
     bots = hits[hits.user_agent.str.contains("bot")]
     assert 0.01 < len(bots) / len(hits) < 0.04
     assert bots.cookie.nunique() < 10
+
+
+# ---- the records alone
+
+
+KEY = ["source", "source_record_id"]
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Records, identifiers and truth, without any files."""
+    return tuple(table.to_pandas() for table in generate_records(PEOPLE, end=END))
+
+
+@pytest.fixture
+def ingested(world: Path, tmp_path: Path, con) -> list[Batch]:
+    """What the ingestion makes of the files, with the demo's cdp.yaml."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "demo").symlink_to(world)
+    sources, known_at = load_settings(ROOT).sources, datetime(2026, 7, 1, tzinfo=UTC)
+    return [read_source(s, sources[s], tmp_path, con, known_at) for s in SOURCES]
+
+
+def real(world: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows about people: the point of sale's test accounts have no e-mail to refuse them by."""
+    known = read(world, "truth/records.parquet").dropna()[KEY]
+    return table.merge(known).sort_values(KEY, ignore_index=True)
+
+
+def test_the_records_are_those_that_the_ingestion_keeps(world, alone, ingested) -> None:
+    kept = pa.concat_tables(batch.rows for batch in ingested)
+    columns = [*KEY, *PERSON_FIELDS]
+    expected, found = real(world, kept.to_pandas()), alone[0].sort_values(KEY, ignore_index=True)
+    assert generate_records(1)[0].schema.equals(kept.schema)
+    pd.testing.assert_frame_equal(found[columns], expected[columns])
+    dated = expected.source != "pos"  # whose file has the day alone
+    times = ["event_timestamp", "ingested_at"]
+    pd.testing.assert_frame_equal(found.loc[dated, times], expected.loc[dated, times])
+
+
+def test_the_identifiers_are_those_that_the_ingestion_finds(world, alone, ingested) -> None:
+    found = pa.concat_tables(batch.identifiers for batch in ingested)
+    columns = ["identifier_type", "identifier", *KEY]
+    expected = real(world, found.to_pandas())[columns]
+    assert generate_records(1)[1].schema.equals(arrow_schema("identifiers"))
+    assert sorted(expected.values.tolist()) == sorted(alone[1][columns].values.tolist())
+
+
+def test_the_records_truth_is_that_of_the_world(world, alone) -> None:
+    expected = read(world, "truth/records.parquet").dropna().astype({"person_id": int})
+    found = alone[2].sort_values(KEY, ignore_index=True)
+    assert alone[2].person_id.map(type).eq(str).all()
+    pd.testing.assert_frame_equal(
+        found, expected.astype({"person_id": str}).sort_values(KEY, ignore_index=True)
+    )
+
+
+def test_records_alone_follow_the_seed_and_may_be_few() -> None:
+    few = generate_records(2)
+    assert all(again.equals(table) for again, table in zip(generate_records(2), few, strict=True))
+    assert not generate_records(2, seed=8)[0].equals(few[0])

@@ -3,7 +3,7 @@
 A rule such as `surname, year(birth_date)` puts records into blocks. Small blocks hold many matches
 for their pairs, large ones few (block purging: Papadakis et al., 2016), and where to stop depends
 on the data: sampled pairs tell, for each rule and size of block, what share of the pairs that no
-earlier rule brings would match. The budget of pairs is spent where that share is greatest.
+better rule brings would match. The budget of pairs is spent where that share is greatest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rules = Mapping[str, tuple[str, ...]]
 SIZES = (5, 10, 20, 50)
 """Block sizes (records) among which the limit of a rule is chosen."""
 SAMPLED_RECORDS = 5_000
-LEAST_YIELD = 0.002
+LEAST_YIELD = 0.0005
 """Blocks with fewer matches for their pairs than this are left out, whatever the budget."""
 
 
@@ -69,7 +69,7 @@ def expressions(rule: str) -> list[tuple[str, set[str]]]:
 def sample_pairs(db: DuckDBPyConnection, rules: Rules) -> float:
     """Make table `candidates` of the pairs in which a sample of the records would be compared.
 
-    Each pair is listed under the first rule that brings it, with the size of that block.
+    Table `brought` tells which rules bring each pair, and in blocks of which size.
 
     Returns:
         The share of all pairs that the sample has.
@@ -81,11 +81,9 @@ def sample_pairs(db: DuckDBPyConnection, rules: Rules) -> float:
     chosen = f"hash(unique_id) % 1000000 < {int(share * 1_000_000)}"
     db.execute(f"CREATE OR REPLACE TABLE sampled AS SELECT * FROM blocked WHERE {chosen}")
     found = " UNION ALL ".join(_sampled(i) for i in range(len(rules)))
-    db.execute(f"""
-        CREATE OR REPLACE TABLE candidates AS
-        SELECT join_key_l, join_key_r, min(rule)::VARCHAR AS match_key, arg_min(size, rule) AS size
-        FROM ({found}) GROUP BY ALL
-    """)
+    db.execute(f"CREATE OR REPLACE TABLE brought AS SELECT DISTINCT * FROM ({found})")
+    db.execute("CREATE OR REPLACE TABLE candidates AS "
+               "SELECT DISTINCT join_key_l, join_key_r, '0' AS match_key FROM brought")  # fmt: skip
     db.execute("DROP TABLE blocked; DROP TABLE sampled")
     return 1 - (1 - share) ** 2
 
@@ -106,37 +104,43 @@ def _sampled(rule: int) -> str:
 def choose_blocks(
     db: DuckDBPyConnection, rules: Rules, weighed: str, share: float, budget: float
 ) -> tuple[Block, ...]:
-    """The rules worth their pairs, with the size of block up to which they are.
+    """The rules worth their pairs, the best first, with the size of block up to which they are.
 
     Args:
-        db: with table `candidates` of `sample_pairs`.
+        db: with table `brought` of `sample_pairs`.
         rules: the rules that were sampled.
-        weighed: table of the sampled pairs with their match_probability.
+        weighed: table of the sampled pairs: join_key_l, join_key_r, probability.
         share: what share of all pairs the sample has.
         budget: pairs that may be compared.
     """
+    ranked = f"""
+        WITH pairs AS (SELECT * FROM brought JOIN {weighed} USING (join_key_l, join_key_r)),
+        ranks AS (
+            SELECT rule, row_number() OVER (ORDER BY round(avg(probability), 6) DESC, rule) AS place
+            FROM pairs GROUP BY rule
+        ), own AS (
+            SELECT min(place) AS place, arg_min(size, place) AS size, any_value(probability) AS p
+            FROM pairs JOIN ranks USING (rule) GROUP BY join_key_l, join_key_r
+        )
+    """
     steps = " ".join(f"WHEN size <= {s} THEN {s}" for s in SIZES)
-    found = db.execute(f"""
-        SELECT c.match_key::INTEGER AS rule, CASE {steps} END AS size, count(*) / {share} AS pairs,
-            avg(match_probability) AS matches
-        FROM candidates c JOIN {weighed} ON join_key_l = unique_id_l AND join_key_r = unique_id_r
-        GROUP BY ALL ORDER BY matches DESC, rule, size
+    found = db.execute(f"""{ranked}
+        SELECT place, CASE {steps} END AS size, count(*) / {share} AS pairs, avg(p) AS matches
+        FROM own GROUP BY ALL ORDER BY round(matches, 6) DESC, place, size
     """).fetchall()
-    # Of rules that bring no pair of their own now, later records may have need.
-    seen = {rule for rule, *_ in found}
-    spent, limits = 0.0, {i: 0 if i in seen else SIZES[0] for i in range(len(rules))}
-    for rule, size, pairs, matches in found:
+    order = [r for (r,) in db.execute(f"{ranked} SELECT rule FROM ranks ORDER BY place").fetchall()]
+    spent, limits = 0.0, dict.fromkeys(order, 0)
+    for place, size, pairs, matches in found:
         spent += pairs
         if spent > budget or matches < LEAST_YIELD:
             break
-        limits[rule] = max(limits[rule], size)
-    log.info("identity: %d of %d blocking rules are worth their pairs", _used(limits), len(rules))
-    parts = zip(rules.items(), limits.values(), strict=True)
-    return tuple(Block(rule, keys, limit) for (rule, keys), limit in parts if limit)
-
-
-def _used(limits: Mapping[int, int]) -> int:
-    return sum(limit > 0 for limit in limits.values())
+        limits[order[place - 1]] = max(limits[order[place - 1]], size)
+    # Of rules that bring no pair now, later records may have need.
+    limits |= {i: SIZES[0] for i in range(len(rules)) if i not in limits}
+    chosen = [i for i, limit in limits.items() if limit]
+    log.info("identity: %d of %d blocking rules are worth their pairs", len(chosen), len(rules))
+    texts, keys = list(rules), list(rules.values())
+    return tuple(Block(texts[i], keys[i], limits[i]) for i in chosen)
 
 
 def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block]) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ FORBIDDEN = -1e9
 """The weight of a pair that a person has told apart: no mean recovers from it."""
 WEIGHT_CAP = 12.0
 """Beyond this, evidence is certain enough: more of it must not outvote a contradiction."""
-LARGE_COMPONENT = 1_500
+LARGE_COMPONENT = 500
 """Above this many records the weakest links of a component are cut first."""
+CELLS = 4_000_000
+"""Weights held in memory at once."""
 
 
 def cluster_pairs(
@@ -55,13 +58,12 @@ def cluster_pairs(
     inside = label[left] == label[right]
     left, right, weight = left[inside], right[inside], weight[inside]
     strong = np.bincount(label[left[weight >= threshold]], minlength=records)
-    doubtful = np.flatnonzero((strong < size * (size - 1) // 2) | (size > most))
-    bridges: list[tuple[int, int]] = []
-    for members, rows, columns, bits in _parts(label, left, right, weight, doubtful):
-        bits = _similarity(len(members), rows, columns, bits, threshold)
-        first, cut = _average_linkage(bits, threshold, most)
-        label[members] = records + members[first]
-        bridges += [(int(members[a]), int(members[b])) for a, b in cut]
+    doubtful = (strong < size * (size - 1) // 2) | (size > most)
+    bridges = []
+    for members, similarity in _by_size(label, size, doubtful, (left, right, weight), threshold):
+        first, cut = _average_linkage(similarity, threshold, most)
+        label[members] = records + np.take_along_axis(members, first, axis=1)
+        bridges += [(int(members[c, a]), int(members[c, b])) for c, a, b in cut]
     return np.unique(_first_members(label), return_inverse=True)[1], bridges
 
 
@@ -172,83 +174,97 @@ def weakest_links(
     return confidence
 
 
-def _parts(label: Array, left: Array, right: Array, weight: Array, doubtful: Array) -> Any:
-    """The records and pairs of each doubtful component."""
+def _by_size(
+    label: Array, size: Array, doubtful: Array, pairs: tuple[Array, Array, Array], threshold: float
+) -> Iterator[tuple[Any, Any]]:
+    """The doubtful components, those of one size together, as many as memory holds.
+
+    Yields:
+        Their records (components x size) and the weights between these, within bounds
+        (components x size x size); -inf on the diagonal.
+    """
     import numpy as np
 
-    member_order, pair_order = np.argsort(label, kind="stable"), np.argsort(label[left])
-    members, pairs = label[member_order], label[left][pair_order]
-    first, last = (np.searchsorted(members, doubtful, side=s) for s in ("left", "right"))
-    begin, end = (np.searchsorted(pairs, doubtful, side=s) for s in ("left", "right"))
-    for m0, m1, p0, p1 in zip(first, last, begin, end, strict=True):
-        chosen, records = pair_order[p0:p1], member_order[m0:m1]
-        rows, columns = (np.searchsorted(records, side[chosen]) for side in (left, right))
-        yield records, rows, columns, weight[chosen]
-
-
-def _similarity(
-    size: int, rows: Array, columns: Array, weight: Array, threshold: float
-) -> npt.NDArray[np.float64]:
-    """The weights between the records of a component, within bounds."""
-    import numpy as np
-
+    left, right, weight = pairs
     least = min(LEAST_WEIGHT, threshold - 1)
-    similarity = np.full((size, size), least)
     bits = np.where(weight <= FORBIDDEN, FORBIDDEN, np.clip(weight, least, WEIGHT_CAP))
-    similarity[rows, columns] = similarity[columns, rows] = bits
-    return similarity
+    order = np.argsort(label, kind="stable")
+    start = np.searchsorted(label[order], np.arange(len(size)))
+    place = np.empty(len(label), dtype=np.int64)
+    place[order] = np.arange(len(label)) - start[label[order]]
+    by_component = np.argsort(label[left], kind="stable")
+    first_pair = np.searchsorted(label[left[by_component]], np.arange(len(size) + 1))
+    for n in np.unique(size[doubtful]):
+        chosen = np.flatnonzero(doubtful & (size == n))
+        for some in np.array_split(chosen, 1 + len(chosen) * n * n // CELLS):
+            members = order[start[some][:, None] + np.arange(n)]
+            similarity = np.full((len(some), n, n), float(least))
+            similarity[:, np.arange(n), np.arange(n)] = -np.inf
+            counts = first_pair[some + 1] - first_pair[some]
+            which = np.repeat(np.arange(len(some)), counts)
+            offset = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+            pair = by_component[first_pair[some][which] + offset]
+            rows, columns = place[left[pair]], place[right[pair]]
+            similarity[which, rows, columns] = similarity[which, columns, rows] = bits[pair]
+            yield members, similarity
 
 
-def _average_linkage(
-    similarity: npt.NDArray[np.float64], threshold: float, most: int
-) -> tuple[Any, list[tuple[int, int]]]:
-    """For each record of a component, the position of its cluster's first record; the bridges."""
+def _average_linkage(similarity: Array, threshold: float, most: int) -> tuple[Any, list[Any]]:
+    """Merge the groups of the greatest mean weight while it reaches the threshold (UPGMA).
+
+    All components advance together, one merge at a time.
+
+    Args:
+        similarity: components x records x records; changed in place.
+        threshold: bits.
+        most: records of a group.
+
+    Returns:
+        For each record the position of its group's first record; and the bridges, each as
+        component, record, record.
+    """
     import numpy as np
-    from scipy.cluster.hierarchy import linkage
 
-    size = len(similarity)
-    tree = linkage(WEIGHT_CAP - similarity[np.triu_indices(size, 1)], "average")
-    groups = [np.array([i]) for i in range(size)]
-    whole = [True] * size
-    bridges = []
-    for a, b, distance, records in tree.tolist():
-        one, other = groups[int(a)], groups[int(b)]
-        groups.append(np.concatenate([one, other]))
-        joins = whole[int(a)] and whole[int(b)] and records <= most
-        joins = joins and distance <= WEIGHT_CAP - threshold
-        if (
-            joins
-            and min(len(one), len(other)) >= 2
-            and (bridge := _bridge(similarity, one, other, threshold))
-        ):
-            bridges.append(bridge)
-            joins = False
-        whole.append(joins)
-    first = np.arange(size)
-    for group, is_whole in zip(groups, whole, strict=True):
-        if is_whole:
-            first[group] = group.min()
+    components, n, _ = similarity.shape
+    each, strong = np.arange(components), (similarity >= threshold).astype(np.int64)
+    links, count = strong.copy(), np.ones((components, n))
+    first = np.tile(np.arange(n), (components, 1))
+    bridges: list[Any] = []
+    while len(each):
+        best = similarity[each].reshape(len(each), -1).argmax(axis=1)
+        one, other = np.minimum(best // n, best % n), np.maximum(best // n, best % n)
+        going = similarity[each, one, other] >= threshold
+        each, one, other = each[going], one[going], other[going]
+        sizes = count[each, one], count[each, other]
+        # Inside of a group each pair counts twice, once from either side.
+        dense = [
+            links[each, g, g] >= s * (s - 1) / 2 for g, s in zip((one, other), sizes, strict=True)
+        ]
+        bridge = (links[each, one, other] == 1) & (np.minimum(*sizes) > 1) & dense[0] & dense[1]
+        for c, a, b in zip(each[bridge], one[bridge], other[bridge], strict=True):
+            across = strong[c] * np.outer(first[c] == a, first[c] == b)
+            bridges.append((c, *np.unravel_index(across.argmax(), across.shape)))
+        apart = bridge | (sizes[0] + sizes[1] > most)
+        c, a, b = each[apart], one[apart], other[apart]
+        similarity[c, a, b] = similarity[c, b, a] = -np.inf
+        _merge(similarity, links, count, first, each[~apart], one[~apart], other[~apart])
     return first, bridges
 
 
-def _bridge(
-    similarity: npt.NDArray[np.float64], one: Array, other: Array, threshold: float
-) -> tuple[int, int] | None:
-    """The only strong pair between two groups that are dense themselves, if there is but one."""
+def _merge(
+    similarity: Array, links: Array, count: Array, first: Array, c: Array, a: Array, b: Array
+) -> None:
+    """Unite group `b` with group `a` in each component `c`."""
     import numpy as np
 
-    if min(len(one), len(other)) == 1:
-        return None
-    across = np.argwhere(similarity[np.ix_(one, other)] >= threshold)
-    if len(across) != 1 or not all(_is_dense(similarity, g, threshold) for g in (one, other)):
-        return None
-    (a, b) = across[0]
-    return int(one[a]), int(other[b])
-
-
-def _is_dense(similarity: npt.NDArray[np.float64], group: Array, threshold: float) -> bool:
-    strong = (similarity[group[:, None], group] >= threshold).sum()
-    return bool(strong >= len(group) * (len(group) - 1) / 2)  # each pair is counted twice
+    na, nb = count[c, a][:, None], count[c, b][:, None]
+    mean = (na * similarity[c, a] + nb * similarity[c, b]) / (na + nb)
+    similarity[c, a] = similarity[c, :, a] = mean
+    similarity[c, a, a] = similarity[c, b] = similarity[c, :, b] = -np.inf
+    links[c, a] += links[c, b]
+    links[c, :, a] += links[c, :, b]
+    count[c, a] += count[c, b]
+    first[c] = np.where(first[c] == b[:, None], a[:, None], first[c])
 
 
 def _first_members(label: Array) -> Any:

@@ -24,15 +24,15 @@ from cdp_ml.identity.comparisons import Kind, splink_comparison
 from cdp_ml.identity.dependence import CONTEXTS, HOUSEHOLD, Context, train_context
 from cdp_ml.identity.model import Model
 from cdp_ml.identity.people import learn_aliases, learn_terms, make_people, with_terms
-from cdp_ml.identity.weighing import context_levels, predict, quiet_splink
+from cdp_ml.identity.weighing import context_levels, predict, quiet_splink, weight
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger(__name__)
 
-RANDOM_PAIRS = 2e6
-TRAINING_PAIRS = 1e6
+RANDOM_PAIRS = 1e6
+TRAINING_PAIRS = 3e5
 CONTEXT_PAIRS = 200_000
 LEAST_TRAINING_PAIRS = 30
 LEAST_BUDGET = 1_000_000
@@ -93,7 +93,11 @@ def _with_blocks(
     db: DuckDBPyConnection, model: Model, rules: blocking.Rules, budget: float
 ) -> Model:
     share = blocking.sample_pairs(db, rules)
-    blocks = blocking.choose_blocks(db, rules, predict(db, model), share, budget)
+    weighed = f"""(
+        SELECT unique_id_l AS join_key_l, unique_id_r AS join_key_r,
+            1 / (1 + pow(2, -({weight(model)}))) AS probability FROM {predict(db, model)}
+    )"""
+    blocks = blocking.choose_blocks(db, rules, weighed, share, budget)
     return replace(model, blocks=blocks, large_blocks=blocking.find_large_blocks(db, blocks))
 
 
