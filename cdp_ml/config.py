@@ -339,7 +339,7 @@ class IdentitySpec(Spec):
     cadence_days: PositiveInt = 30
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
     max_pairs: PositiveInt = 20_000_000
-    pairs_per_record: PositiveFloat = 2.0
+    pairs_per_record: PositiveFloat = 1.2
     contexts: bool = True
     seed: int = 1
 

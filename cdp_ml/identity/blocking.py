@@ -27,7 +27,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 SIZES = (5, 10, 20, 50)
 """Block sizes (records) among which the limit of a rule is chosen."""
-SAMPLED_RECORDS = 5_000
+SAMPLED_RECORDS = 3_000
 LEAST_YIELD = 0.0005
 """Blocks with fewer matches for their pairs than this are left out, whatever the budget."""
 
@@ -102,19 +102,19 @@ def _sampled(rule: int) -> str:
 
 
 def choose_blocks(
-    db: DuckDBPyConnection, rules: Rules, weighed: str, share: float, budget: float
+    db: DuckDBPyConnection, rules: Rules, share: float, budget: float
 ) -> tuple[Block, ...]:
     """The rules worth their pairs, the best first, with the size of block up to which they are.
 
     Args:
-        db: with table `brought` of `sample_pairs`.
+        db: with table `brought` of `sample_pairs`, and table `weighed` of its pairs: join_key_l,
+            join_key_r, probability.
         rules: the rules that were sampled.
-        weighed: table of the sampled pairs: join_key_l, join_key_r, probability.
         share: what share of all pairs the sample has.
         budget: pairs that may be compared.
     """
-    ranked = f"""
-        WITH pairs AS (SELECT * FROM brought JOIN {weighed} USING (join_key_l, join_key_r)),
+    ranked = """
+        WITH pairs AS (SELECT * FROM brought JOIN weighed USING (join_key_l, join_key_r)),
         ranks AS (
             SELECT rule, row_number() OVER (ORDER BY round(avg(probability), 6) DESC, rule) AS place
             FROM pairs GROUP BY rule

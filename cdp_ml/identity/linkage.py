@@ -207,7 +207,7 @@ def _weigh(db: DuckDBPyConnection, model: Model) -> None:
         INSERT INTO pairs SELECT unique_id_l, unique_id_r, {weight(model)}, {pattern(model)}
         FROM {predicted}
     """)
-    db.execute(f"DROP TABLE {predicted}")
+    db.execute(f"DROP VIEW {predicted}")
 
 
 _ENDS = "SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates"

@@ -25,11 +25,16 @@ QUALIFY row_number() OVER (PARTITION BY one, other ORDER BY event_timestamp DESC
 """
 _CERTAIN = """
 CREATE TABLE certain AS
-WITH bearers AS (
-    SELECT DISTINCT identifier_type, identifier, unique_id
-    FROM identifiers JOIN nodes USING (source, source_record_id)
+WITH joining AS (
+    SELECT * FROM identifiers
     WHERE list_contains($types, identifier_type)
        OR (list_contains($types, '*') AND identifier_type IN (SELECT source FROM nodes))
+), shared AS (
+    SELECT identifier_type, identifier FROM joining GROUP BY ALL HAVING count(*) > 1
+), bearers AS (
+    SELECT DISTINCT identifier_type, identifier, unique_id
+    FROM joining SEMI JOIN shared USING (identifier_type, identifier)
+    JOIN nodes USING (source, source_record_id)
 ), grouped AS (
     SELECT *, min(unique_id) OVER same AS one, count(*) OVER same AS bearers
     FROM bearers WINDOW same AS (PARTITION BY identifier_type, identifier)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RANDOM_PAIRS = 1e6
-TRAINING_PAIRS = 3e5
-CONTEXT_PAIRS = 200_000
+TRAINING_RECORDS = 250_000
+TRAINING_PAIRS = 1e5
+CONTEXT_PAIRS = 100_000
 LEAST_TRAINING_PAIRS = 30
 LEAST_BUDGET = 1_000_000
 """Pairs that are always affordable."""
@@ -93,11 +94,13 @@ def _with_blocks(
     db: DuckDBPyConnection, model: Model, rules: blocking.Rules, budget: float
 ) -> Model:
     share = blocking.sample_pairs(db, rules)
-    weighed = f"""(
+    db.execute(f"""
+        CREATE OR REPLACE TABLE weighed AS
         SELECT unique_id_l AS join_key_l, unique_id_r AS join_key_r,
-            1 / (1 + pow(2, -({weight(model)}))) AS probability FROM {predict(db, model)}
-    )"""
-    blocks = blocking.choose_blocks(db, rules, weighed, share, budget)
+            1 / (1 + pow(2, -({weight(model)}))) AS probability
+        FROM {predict(db, model)}
+    """)
+    blocks = blocking.choose_blocks(db, rules, share, budget)
     return replace(model, blocks=blocks, large_blocks=blocking.find_large_blocks(db, blocks))
 
 
@@ -157,7 +160,10 @@ def _parameters(
 
 
 def _linker(db: DuckDBPyConnection, comparisons: list[dict[str, Any]], prior: float) -> Any:
-    """A Splink linker; one `DuckDBAPI` each, because its cache would serve stale tables."""
+    """A Splink linker on a sample of the records, which thins matches and others alike.
+
+    With a `DuckDBAPI` of its own, because its cache would serve stale tables.
+    """
     from splink import DuckDBAPI, Linker, SettingsCreator
 
     settings = SettingsCreator(
@@ -169,7 +175,10 @@ def _linker(db: DuckDBPyConnection, comparisons: list[dict[str, Any]], prior: fl
         retain_intermediate_calculation_columns=False,
         linker_uid="cdp",
     )
-    return Linker(DuckDBAPI(db).register("people"), settings, log_level=None)
+    kept = min(1.0, TRAINING_RECORDS / max(blocking.count_rows(db, "people"), 1))
+    some = f"hash(unique_id) % 1000000 < {int(kept * 1_000_000)}"
+    db.execute(f"CREATE OR REPLACE TABLE sample AS SELECT * FROM people WHERE {some}")
+    return Linker(DuckDBAPI(db).register("sample"), settings, log_level=None)
 
 
 def _prior(db: DuckDBPyConnection, spec: IdentitySpec, filled: Mapping[str, int]) -> float:
@@ -220,7 +229,7 @@ def _maximise(
     shares = {}
     for expressions in rules:
         # Splink drops comparisons from its settings for good when a session finds no pairs.
-        if _count_pairs(db, expressions) < LEAST_TRAINING_PAIRS:
+        if _count_pairs(db, expressions, "sample") < LEAST_TRAINING_PAIRS:
             log.info("identity: too few pairs share %s to learn from", ", ".join(expressions))
             continue
         session = linker.training.estimate_parameters_using_expectation_maximisation(
@@ -310,9 +319,11 @@ def _rounded(probability: float) -> float:
     return float(f"{probability:.6g}")
 
 
-def _count_pairs(db: DuckDBPyConnection, expressions: tuple[str, ...]) -> int:
+def _count_pairs(
+    db: DuckDBPyConnection, expressions: tuple[str, ...], table: str = "people"
+) -> int:
     """How many pairs agree on all expressions."""
     known = " AND ".join(f"({e}) IS NOT NULL" for e in expressions)
-    sizes = f"SELECT count(*) AS n FROM people WHERE {known} GROUP BY {', '.join(expressions)}"
+    sizes = f"SELECT count(*) AS n FROM {table} WHERE {known} GROUP BY {', '.join(expressions)}"
     found = db.execute(f"SELECT coalesce(sum(n * (n - 1) // 2), 0) FROM ({sizes})").fetchall()
     return int(found[0][0])

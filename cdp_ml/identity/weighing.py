@@ -32,13 +32,15 @@ def predict(db: DuckDBPyConnection, model: Model) -> str:
         model: its settings.
 
     Returns:
-        The name of Splink's table: unique_id_l, unique_id_r, match_weight, match_probability and
-        by comparison the level found, `gamma_`.
+        The name of a view: unique_id_l, unique_id_r, match_weight, match_probability and by
+        comparison the level found, `gamma_`. To be read once, before the tables change.
     """
     with quiet_splink():
         linker = make_linker(db, model)
         table = linker._db_api.register("candidates")
-        linker.table_management.register_blocked_pairs_for_predict(table)
+        blocked = linker.table_management.register_blocked_pairs_for_predict(table)
+        # Splink would first copy the records that occur; `people` holds no others.
+        blocked.metadata["registered_for_predict"] = False
         predicted = linker.inference.predict(warning_mode="never")
     return str(predicted.physical_name)
 
@@ -51,9 +53,9 @@ def make_linker(db: DuckDBPyConnection, model: Model, explaining: bool = False) 
         model: its settings and term frequencies.
         explaining: keep what each comparison contributes.
     """
-    from splink import DuckDBAPI, Linker
+    from splink import Linker
 
-    api = DuckDBAPI(db)
+    api = _views(db)
     linker = Linker(api.register("people"), splink_settings(model, explaining), log_level=None)
     for field in _terms(model):
         # The frequencies are columns of `people`; Splink asks for the tables nevertheless.
@@ -63,6 +65,19 @@ def make_linker(db: DuckDBPyConnection, model: Model, explaining: bool = False) 
             api.register(f"tf_of_{field}"), field
         )
     return linker
+
+
+def _views(db: DuckDBPyConnection) -> Any:
+    """Splink's DuckDB back end, with views: it would store all compared values of all pairs."""
+    from splink import DuckDBAPI
+
+    class Views(DuckDBAPI):  # type: ignore[misc]
+        def _execute_sql_against_backend(self, final_sql: str) -> Any:
+            return super()._execute_sql_against_backend(
+                final_sql.replace("CREATE TABLE", "CREATE VIEW", 1)
+            )
+
+    return Views(db)
 
 
 def splink_settings(model: Model, explaining: bool = False) -> dict[str, Any]:
