@@ -284,7 +284,7 @@ def identity(run: Run) -> Report:
         run.con,
         model=model,
         overrides=run.lake.arrow("overrides"),
-        former={t: run.read(t) for t in LINKED} if model else None,
+        former={t: run.read(t) for t in LINKED} if model and run.lake.has("compared") else None,
         known_at=learned_at,
     )
     crosswalk, changes = assign_customer_ids(
