@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cdp_ml.errors import CdpError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cdp_ml.workspace import Workspace
 
 app = typer.Typer(
     name="cdp-ml",
@@ -21,10 +28,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+identity = typer.Typer(
+    help="See and decide who is whom: review, merge, split, undo, explain.", no_args_is_help=True
+)
+app.add_typer(identity, name="identity")
+
 Home = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="CDP_WORKSPACE", help="Folder with cdp.yaml.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Actor = Annotated[
+    str, typer.Option(default_factory=getpass.getuser, show_default="the user's name", help="Who.")
+]
+Reason = Annotated[str, typer.Option(help="Why; kept with the decision.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")]
+Chart = Annotated[Path | None, typer.Option("--out", help="Also draw it: FILE.png or FILE.html.")]
 HERE = Path()
 MENDABLE = {
     errno.EACCES,
@@ -138,6 +157,183 @@ def ui(
     command, environment = ui_command(open_workspace(home).settings, port)
     check_address("127.0.0.1", port)
     os.execvpe(command[0], command, environment)
+
+
+@identity.command()
+def review(
+    home: Home = HERE,
+    limit: Annotated[int, typer.Option(min=1, help="How many pairs, the most probable.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write all of them to FILE.csv.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the pairs of customers that might be one person, for people to decide."""
+    from cdp_ml import summary
+    from cdp_ml.identity.review import queue, write_queue
+    from cdp_ml.workspace import open_workspace
+
+    known = open_workspace(home).identity
+    if out:
+        rows = queue(known)
+        write_queue(rows, out)
+        print(f"{rows.num_rows:,} pairs in {out}. Write 'same' or 'different' into its column")
+        print(f"'decision', or leave it blank; then run: cdp-ml identity decide {out}")
+        return
+    shown = queue(known, limit).to_pylist()
+    _print(shown, summary.render_queue(shown), as_json)
+
+
+@identity.command()
+def decide(
+    file: Annotated[Path, typer.Argument(help="CSV of 'review --out', its decisions filled in.")],
+    actor: Actor,
+    home: Home = HERE,
+    reason: Reason = "",
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Decide on the pairs of a file: same, different, or blank for undecided."""
+    from cdp_ml.identity.review import read_decisions
+    from cdp_ml.workspace import open_workspace
+
+    cdp = open_workspace(home)
+    _settle(cdp, read_decisions(cdp.identity, file, actor, reason), yes, dry_run)
+
+
+@identity.command()
+def merge(
+    one: Annotated[str, typer.Argument(help="A customer id, or a record: source:its id there.")],
+    other: Annotated[str, typer.Argument(help="Likewise.")],
+    actor: Actor,
+    home: Home = HERE,
+    reason: Reason = "",
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Decide that two customers, or records, are one person."""
+    from cdp_ml.identity import review as decisions
+    from cdp_ml.workspace import open_workspace
+
+    cdp = open_workspace(home)
+    _settle(cdp, decisions.merge(cdp.identity, one, other, actor, reason), yes, dry_run)
+
+
+@identity.command()
+def split(
+    customer: Annotated[str, typer.Argument(help="A customer id.")],
+    records: Annotated[list[str], typer.Argument(help="Those that leave it: source:its id there.")],
+    actor: Actor,
+    home: Home = HERE,
+    reason: Reason = "",
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Decide that some records of a customer are not the person that the others are."""
+    from cdp_ml.identity import review as decisions
+    from cdp_ml.workspace import open_workspace
+
+    cdp = open_workspace(home)
+    _settle(cdp, decisions.split(cdp.identity, customer, records, actor, reason), yes, dry_run)
+
+
+@identity.command()
+def undo(
+    override_id: Annotated[str, typer.Argument(help="As 'overrides' lists it.")],
+    actor: Actor,
+    home: Home = HERE,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Take a decision back."""
+    from cdp_ml.identity import review as decisions
+    from cdp_ml.workspace import open_workspace
+
+    cdp = open_workspace(home)
+    _settle(cdp, decisions.undo(cdp.identity, override_id, actor), yes, dry_run)
+
+
+def _settle(cdp: Workspace, rows: pa.Table, yes: bool, dry_run: bool) -> None:
+    """Show what a decision would change, ask, and write it."""
+    from cdp_ml import summary
+    from cdp_ml.identity.review import what_would_change, write_decision
+
+    if not rows.num_rows:
+        print("Nothing is decided there.")
+        return
+    change = what_would_change(cdp.identity, rows)
+    _print({}, summary.render_change(change), False)
+    if dry_run or not (yes or typer.confirm("Write this decision?")):
+        print("Nothing was written.")
+        return
+    write_decision(cdp.identity, rows)
+    ids = ", ".join(dict.fromkeys(rows["override_id"].to_pylist()))
+    print(f"Written as {ids}. The next 'cdp-ml refresh' applies it.")
+
+
+@identity.command()
+def overrides(home: Home = HERE, as_json: AsJson = False) -> None:
+    """List what people decided: who, when, why, and whether it holds."""
+    from cdp_ml import summary
+    from cdp_ml.identity.review import decisions
+    from cdp_ml.workspace import open_workspace
+
+    found = decisions(open_workspace(home).identity).to_pylist()
+    _print(found, summary.render_decisions(found), as_json)
+
+
+@identity.command()
+def explain(
+    one: Annotated[str, typer.Argument(help="A record, source:its id there; or a customer id.")],
+    other: Annotated[str, typer.Argument(help="Likewise.")],
+    home: Home = HERE,
+    out: Chart = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what speaks for and against two records being one person, in bits."""
+    from cdp_ml import summary
+    from cdp_ml.identity import explain, pictures
+    from cdp_ml.workspace import open_workspace
+
+    draw = pictures.drawing(out, pictures.draw_waterfall)
+    found = explain.explain(open_workspace(home).identity, one, other)
+    draw(found)
+    _print(found, summary.render_explanation(found), as_json)
+
+
+@identity.command()
+def why(
+    customer: Annotated[str, typer.Argument(help="A customer id, or a record of it.")],
+    home: Home = HERE,
+    out: Chart = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the links that hold a customer's records together, the weakest first."""
+    from cdp_ml import summary
+    from cdp_ml.identity import explain, pictures
+    from cdp_ml.workspace import open_workspace
+
+    draw = pictures.drawing(out, pictures.draw_customer)
+    found = explain.why(open_workspace(home).identity, customer)
+    draw(found)
+    _print(found, summary.render_why(found), as_json)
+
+
+@identity.command()
+def history(
+    name: Annotated[str, typer.Argument(help="A customer id, also a retired one; or a record.")],
+    home: Home = HERE,
+    as_of: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="UTC.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who was whom, as known when."""
+    from cdp_ml import summary
+    from cdp_ml.identity import explain
+    from cdp_ml.workspace import open_workspace
+
+    instant = as_of.replace(tzinfo=UTC) if as_of else None
+    found = explain.history(open_workspace(home).identity, name, instant)
+    _print(found, summary.render_history(found), as_json)
 
 
 def _print(content: Any, readable: Any, as_json: bool) -> None:

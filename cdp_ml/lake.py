@@ -75,6 +75,10 @@ class Lake:
         absent = {c: ibis.null(t) for c, t in declared.items() if c not in table.columns}
         return table.mutate(**absent) if absent else table
 
+    def count(self, name: str) -> int:
+        """How many rows the table has."""
+        return _delta(self.root / name, self.versions[name]).count() if self.has(name) else 0
+
     def arrow(self, name: str) -> pa.Table:
         """The table in memory; an absent one is empty, with its contract's columns.
 

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
+    from cdp_ml.identity.crosswalk import Assignment
     from cdp_ml.identity.linkage import Linkage
     from cdp_ml.identity.model import Model
     from cdp_ml.learn.score import Predictor
@@ -274,11 +275,11 @@ def identity(run: Run) -> Report:
     from cdp_ml.identity.crosswalk import assign_customer_ids
     from cdp_ml.identity.linkage import link
 
-    records, model = run.read("records"), _linkage_model(run)
+    model = _linkage_model(run)
     # A run as of a past instant teaches what holds as of that instant.
     learned_at = min(run.known_at, run.as_of - timedelta(microseconds=1))
     linkage = link(
-        records,
+        run.read("records"),
         run.read("identifiers"),
         run.identity,
         run.con,
@@ -287,19 +288,17 @@ def identity(run: Run) -> Report:
         former={t: run.read(t) for t in LINKED} if model and run.lake.has("compared") else None,
         known_at=learned_at,
     )
-    crosswalk, changes = assign_customer_ids(
-        linkage.clusters, records, run.read("crosswalk"), learned_at, run.con
-    )
+    assigned = assign_customer_ids(linkage.clusters, run.read("crosswalk"), learned_at, run.con)
     for table in LINKED:
         _store_linked(run, table, linkage)
-    run.lake.write("crosswalk", crosswalk)
-    run.lake.upsert("identity_log", changes, run.con)
-    trained = (
-        _keep_linkage_model(run, linkage.model)
-        if model is None
-        else run.report("identity")["model"]
-    )
-    return {"model": trained, **_identity_report(linkage, crosswalk, changes)}
+    run.lake.upsert("crosswalk", assigned.links, run.con, assigned.unseen)
+    run.lake.upsert("identity_log", assigned.log, run.con)
+    metrics = _identity_metrics(run, linkage, assigned)
+    if model:
+        kept = run.report("identity")["model"]
+    else:
+        kept = _keep_linkage_model(run, linkage.model, metrics)
+    return {"model": kept, "metrics": {"identity": metrics}}
 
 
 def linkage_inputs(run: Run) -> object:
@@ -334,11 +333,14 @@ def _linkage_model(run: Run) -> Model | None:
     return Model.load(folder) if folder.is_dir() else None
 
 
-def _keep_linkage_model(run: Run, model: Model | None) -> Report | None:
+def _keep_linkage_model(
+    run: Run, model: Model | None, metrics: dict[str, float]
+) -> Report | None:
     """Write a newly trained model beside the former ones; returns what to remember of it."""
     if model is None:
         return None
     model.save(run.settings.linkage_model(model.version))
+    _log_linkage_model(run, model, metrics)
     specification = _linkage_specification(run)
     return {
         "version": model.version,
@@ -346,6 +348,18 @@ def _keep_linkage_model(run: Run, model: Model | None) -> Report | None:
         "specification": specification,
         "records": model.records,
     }
+
+
+def _log_linkage_model(run: Run, model: Model, metrics: dict[str, float]) -> None:
+    """Record the training in MLflow, with charts and a report."""
+    from cdp_ml.identity.report import facts, summary, write_report
+    from cdp_ml.learn.registry import log_linkage
+
+    parameters, learned = facts(model)
+    parameters["threshold"] = f"{run.identity.threshold:g}"
+    write = partial(write_report, model, metrics)
+    known = (parameters, {**learned, **metrics})
+    log_linkage(run.settings, model.version, run.run_id, known, write, summary(model))
 
 
 def _store_linked(run: Run, table: str, linkage: Linkage) -> None:
@@ -356,18 +370,24 @@ def _store_linked(run: Run, table: str, linkage: Linkage) -> None:
         run.lake.upsert(table, rows, run.con, linkage.gone[table])
 
 
-def _identity_report(linkage: Linkage, crosswalk: pa.Table, changes: pa.Table) -> Report:
+def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[str, float]:
+    """How many there are, and how stable the ids were."""
     import pyarrow.compute as pc
 
-    events = {r["values"]: r["counts"] for r in pc.value_counts(changes["event"]).to_pylist()}
-    held = crosswalk.filter(pc.is_null(crosswalk["valid_to"]))
-    counts = {
-        "records": held.num_rows,
+    held = run.read("crosswalk").filter(lambda t: t.valid_to.isnull())
+    counts = held.aggregate(records=held.count(), customers=held.customer_id.nunique())
+    (found,) = run.con.to_pyarrow(counts).to_pylist()
+    events = pc.value_counts(assigned.log["event"]).to_pylist()
+    return {
+        **found,
+        "edges": run.lake.count("edges"),
+        "reviews": run.lake.count("reviews"),
         "linked_again": linkage.clusters.num_rows,
-        "customers": pc.count_distinct(held["customer_id"]).as_py(),
-        "edges": linkage.edges.num_rows,
+        "moved": assigned.moved,
+        "moved_share": assigned.moved / max(found["records"], 1),
+        **dict.fromkeys(("created", "merged", "split"), 0),
+        **{e["values"]: e["counts"] for e in events},
     }
-    return {"metrics": {"identity": counts | events}}
 
 
 def profiles(run: Run) -> Report:

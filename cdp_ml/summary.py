@@ -1,4 +1,4 @@
-"""What a refresh, a run or an evaluation looks like to a person: rich renderables, no logic."""
+"""What a refresh, a run, an evaluation or a customer looks like to a person: no logic."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
 
+    from cdp_ml.identity.review import Change
     from cdp_ml.refresh import Outcome
 
 TITLES = {
@@ -29,6 +31,13 @@ TITLES = {
     "score": "Scoring customers",
     "segments": "Updating segments",
 }
+STEPS_SAID = {
+    "prior": "two records taken at random",
+    "household": "others of a home share it too",
+    "namesakes": "others of this name share it too",
+    "contradiction": "other given name and birth date",
+}
+"""What moves a match weight, besides the fields."""
 
 
 @contextmanager
@@ -91,32 +100,98 @@ def render_run(run: dict[str, Any]) -> RenderableType:
 
 
 def render_evaluation(found: dict[str, Any]) -> RenderableType:
-    """How near the links and the scores come to the truth."""
+    """How near the links and the scores come to the truth, or to what people decided."""
     from rich.console import Group
 
-    parts: list[RenderableType] = []
-    if identity := found.get("identity"):
-        table = _table("Identity against the truth", "measure", ">value")
-        for name, value in identity.items():
-            if not name.endswith(("_low", "_high")):
-                table.add_row(name.replace("_", " "), _number(value) + _interval(identity, name))
-        parts.append(table)
-    if models := found.get("models"):
-        table = _table(
-            "Models out of time against the truth",
-            "model",
-            ">customers",
-            ">AUC",
-            ">the truth's AUC",
-            ">attained share",
+    return Group(*_evaluated(found))
+
+
+def _evaluated(found: dict[str, Any]) -> Iterator[RenderableType]:
+    if "identity" in found:
+        yield from _identity(found["identity"], found["sources"])
+    if "thresholds" in found:
+        yield _thresholds(found["thresholds"], found["threshold"])
+    if "labels" in found:
+        yield from _labels(found["labels"])
+    if found.get("models"):
+        yield _models_against_truth(found["models"])
+    if "charts" in found:
+        yield "Charts: " + escape(", ".join(found["charts"]))
+
+
+def _identity(measured: dict[str, float], sources: dict[str, Any]) -> Iterator[RenderableType]:
+    counts = {n: f"{measured[n]:,.0f}" for n in ("records", "people", "customers")}
+    table = _table("Identity against the truth (95% interval)", "", ">pairs", ">B-cubed")
+    for ratio, heading in _RATIOS.items():
+        shown = (_number(measured[n]) + _interval(measured, n) for n in (ratio, f"b3_{ratio}"))
+        table.add_row(heading.removeprefix(">"), *shown)
+    yield table
+    yield "{records} records of {people} people are {customers} customers\n".format(**counts)
+    pairs = {"pairs_true": ">true pairs", "pairs_linked": ">linked pairs"}
+    table = _table("Pairs by source", "sources", *pairs.values(), *_RATIOS.values())
+    for name, m in sources.items():
+        numbers = (f"{m[p]:,.0f}" for p in pairs)
+        table.add_row(escape(name), *numbers, *(_number(m[ratio]) for ratio in _RATIOS))
+    yield table
+
+
+_RATIOS = {"precision": ">precision", "recall": ">recall", "f1": ">F1"}
+
+
+def _thresholds(found: list[dict[str, float]], in_use: float) -> RichTable:
+    table = _table(
+        "What other thresholds would give (* in use)",
+        ">threshold",
+        ">bits",
+        ">customers",
+        ">precision",
+        ">recall",
+        ">F1",
+        ">B-cubed F1",
+    )
+    for at in found:
+        mark = "*" if at["threshold"] == in_use else ""
+        ratios = (_number(at[n]) for n in ("precision", "recall", "f1", "b3_f1"))
+        head = (f"{mark}{at['threshold']:g}", f"{at['match_weight']:+.1f}")
+        table.add_row(*head, f"{at['customers']:,.0f}", *ratios)
+    return table
+
+
+def _labels(found: dict[str, Any]) -> Iterator[RenderableType]:
+    title = "Identity against decisions of people (95% interval)"
+    table = _table(title, "of the labeled pairs", ">linked", ">precision", ">recall")
+    for name in ("clusters", "edges"):
+        ratios = (_number(found[name][r]) + _interval(found[name], r) for r in _JUDGED)
+        table.add_row(name, f"{found[name]['linked']:,}", *ratios)
+    yield table
+    reasons = {
+        "applied": "applied as decisions",
+        "unknown": "of records that are not there",
+        "contradictory": "with both decisions",
+    }
+    left_out = "".join(f", {found[k]:,} left out ({why})" for k, why in reasons.items() if found[k])
+    yield f"{found['same']:,} pairs the same, {found['different']:,} different{left_out}"
+    yield "Pairs of the review queue are the doubtful ones: they do not stand for all.\n"
+
+
+_JUDGED = ("precision", "recall")
+
+
+def _models_against_truth(models: dict[str, Any]) -> RichTable:
+    table = _table(
+        "Models out of time against the truth",
+        "model",
+        ">customers",
+        ">AUC",
+        ">the truth's AUC",
+        ">attained share",
+    )
+    for name, m in models.items():
+        share = f"{m['attained']:.1%}"
+        table.add_row(
+            name, f"{m['customers']:,}", f"{m['auc']:.3f}", f"{m['auc_truth']:.3f}", share
         )
-        for name, m in models.items():
-            share = f"{m['attained']:.1%}"
-            table.add_row(
-                name, f"{m['customers']:,}", f"{m['auc']:.3f}", f"{m['auc_truth']:.3f}", share
-            )
-        parts.append(table)
-    return Group(*parts)
+    return table
 
 
 def render_tables(name: str | None) -> RenderableType:
@@ -136,6 +211,153 @@ def render_tables(name: str | None) -> RenderableType:
         key = " (key)" if c.name in spec.key else ""
         table.add_row(c.name + key, c.type, c.meaning, c.unit, c.personal)
     return table
+
+
+def render_queue(rows: list[dict[str, Any]]) -> RenderableType:
+    """The review queue."""
+    if not rows:
+        return "Nothing is to be decided: no two customers are doubtful."
+    table = _table(
+        "To be decided: are they one person?",
+        "record", "record", "customer", "customer", "why", ">bits", ">probability", "evidence",
+    )  # fmt: skip
+    for r in rows:
+        names = (r["record_l"], r["record_r"], r["customer_l"], r["customer_r"], r["reason"])
+        said = escape(r["evidence"] or "")
+        table.add_row(*map(escape, names), *_weighed(r), said)
+    return table
+
+
+def _weighed(row: dict[str, Any]) -> tuple[str, str]:
+    """Match weight and probability; people and identifiers need none."""
+    weight, probability = row["match_weight"], row["match_probability"]
+    return (
+        "" if weight is None else f"{weight:+.1f}",
+        "" if probability is None else percent(probability),
+    )
+
+
+def render_change(change: Change) -> RenderableType:
+    """What a decision would change."""
+    from rich.console import Group
+
+    moves = change.moves.to_pylist()
+    lines: list[RenderableType] = []
+    if change.pending:
+        lines.append(f"Together with what no refresh has applied yet: {', '.join(change.pending)}")
+    if change.in_vain:
+        lines.append(
+            f"[yellow]{change.in_vain} of the pairs would stay apart[/]: people told other records "
+            "of their customers apart; 'cdp-ml identity overrides' lists these decisions"
+        )
+    if not moves:
+        return Group(*lines, "No record would get another customer.")
+    table = _table("What the next refresh would change", "record", "customer", "would become")
+    for m in moves:
+        table.add_row(escape(m["record"]), m["customer_id"], m["becomes"])
+    return Group(*lines, *dict.fromkeys(map(_move, moves)), table)
+
+
+def _move(move: dict[str, Any]) -> str:
+    if move["retires"]:
+        return f"Customer [bold]{move['customer_id']}[/] merges into [bold]{move['becomes']}[/]."
+    which = "a new customer" if move["is_new"] else "customer"
+    return (
+        f"Records of customer [bold]{move['customer_id']}[/] go to {which} "
+        f"[bold]{move['becomes']}[/]."
+    )
+
+
+def render_decisions(rows: list[dict[str, Any]]) -> RenderableType:
+    """What people decided."""
+    if not rows:
+        return "Nobody has decided anything yet; 'cdp-ml identity review' shows what is doubtful."
+    table = _table("Decisions", "id", "decision", ">pairs", "who", "when (UTC)", "why", "state")
+    for r in rows:
+        state = r["state"] + (f" by {r['undone_by']}" if r["undone_by"] else "")
+        told = (escape(r["actor"]), _minute(r["event_timestamp"]), escape(r["reason"] or ""))
+        table.add_row(r["override_id"], r["decision"], f"{r['pairs']:,}", *told, escape(state))
+    return table
+
+
+def render_explanation(found: dict[str, Any]) -> RenderableType:
+    """Why two records are one person or two."""
+    from rich.console import Group
+
+    a, b = map(escape, found["records"])
+    table = _table(f"{a} and {b}", "", a, b, "found", ">bits", ">of them rarity")
+    for step in found["steps"]:
+        values = (escape(v) for v in step.get("values", ("", "")))
+        rarity = f"{step['rarity']:+.2f}" if step.get("rarity") else ""
+        level = escape(step.get("level", STEPS_SAID.get(step["name"], "")))
+        table.add_row(escape(step["name"]), *values, level, f"{step['bits']:+.2f}", rarity)
+    table.add_section()
+    probability = f"probability {percent(found['probability'])}"
+    table.add_row("match weight", "", "", probability, f"{found['weight']:+.2f}", "")
+    return Group(table, *_verdict(found))
+
+
+def _verdict(found: dict[str, Any]) -> Iterator[str]:
+    """What is stronger than the weight, and what came of it all."""
+    if decision := found["decision"]:
+        did = "joins them" if decision["decision"] == "must-link" else "tells them apart"
+        who, when = escape(decision["actor"]), _minute(decision["event_timestamp"])
+        yield f"A person {did}: {who}, {when}, decision {decision['override_id']}."
+    for kind in found["identifiers"]:
+        yield f"Both bear the same identifier of type '{escape(kind)}', which joins for certain."
+    one, other = found["customers"]
+    if one == other:
+        yield f"They are one customer, {one}; 'cdp-ml identity why {one}' shows what holds it."
+    else:
+        yield f"They are two customers, {one} and {other}."
+    if review := found["review"]:
+        yield f"People are asked ({review}); 'cdp-ml identity merge' and 'split' decide."
+
+
+def render_why(found: dict[str, Any]) -> RenderableType:
+    """What holds a customer together."""
+    records = len(found["records"])
+    if not found["needed"]:
+        return f"Customer {found['customer_id']} is one record, {escape(found['records'][0])}."
+    title = f"What holds the {records} records of {found['customer_id']}, the weakest first"
+    table = _table(
+        title, "record", "record", "kind", ">bits", ">probability", "evidence", "who", "since (UTC)"
+    )
+    for e in found["needed"]:
+        names = (escape(e["record_l"]), escape(e["record_r"]), e["kind"])
+        rest = (escape(e["evidence"]), escape(e["actor"]), _minute(e["known_at"]))
+        table.add_row(*names, *_weighed(e), *rest)
+    return table
+
+
+def render_history(found: dict[str, Any]) -> RenderableType:
+    """Who was whom, as known when."""
+    from rich.console import Group
+
+    links = _table("Links", "record", "customer", ">confidence", "from (UTC)", "to (UTC)")
+    for r in found["links"]:
+        ends = ["", ""]
+        if "valid_from" in r:
+            ends = [_minute(r["valid_from"]), _minute(r["valid_to"]) or "holds"]
+        links.add_row(escape(r["record"]), r["customer_id"], percent(r["confidence"]), *ends)
+    events = _table("Events", "when (UTC)", "event", "customer", "into", "why", "who")
+    for e in found["events"]:
+        ids = (e["customer_id"], e["into_customer_id"] or "")
+        when = _minute(e["event_timestamp"])
+        events.add_row(when, e["event"], *ids, escape(e["reason"]), escape(e["actor"]))
+    none = "No link held then." if not found["links"] else links
+    return Group(none, *([events] if found["events"] else []))
+
+
+def percent(probability: float) -> str:
+    """A probability to be read; never 0% or 100% if it is not."""
+    if 0.001 <= probability <= 0.999 or probability in (0, 1):
+        return f"{probability:.1%}"
+    return "<0.1%" if probability < 0.5 else ">99.9%"
+
+
+def _minute(instant: datetime | None) -> str:
+    return "" if instant is None else f"{instant:%Y-%m-%d %H:%M}"
 
 
 def _tables(reports: dict[str, Any], as_of: Any) -> Iterator[RenderableType]:

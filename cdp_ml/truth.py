@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,38 +17,129 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RECORD = ("source", "source_record_id", "person_id")
+LABEL = ("record_l", "record_r", "decision")
 OUTCOME = ("person_id", "as_of", "outcome", "probability")
 
 
-def evaluate_workspace(workspace: Workspace) -> dict[str, Any]:
-    """Compare the published links and models with the truth that cdp.yaml names.
+def evaluate_workspace(
+    workspace: Workspace, labels: Path | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Compare the published links and models with the truth that cdp.yaml names, or with labels.
+
+    Args:
+        workspace: the workspace.
+        labels: CSV of record_l, record_r, decision ('same', 'different', or nothing), such as the
+            review queue with its decisions. Without a truth, all there is.
+        out: folder for charts of the links by threshold; made if absent.
 
     Returns:
-        `identity`: pairwise precision, recall, F1 and counts. `models`: for each propensity whose
-        true probabilities are known at its test instant, the AUC out of time, the AUC that the true
-        probabilities themselves reach on the same customers (the best attainable), and the share
-        of the way from chance to there.
+        `identity`: pairwise and B-cubed precision, recall, F1 and counts; `sources`: the pairwise
+        ones by pair of sources; `thresholds` and `match_weights`: what other thresholds would give,
+        if the linkage model is there, and `threshold`, the one in use. `models`: for each
+        propensity whose true probabilities are known at its test instant, the AUC out of time, the
+        AUC that the true probabilities themselves reach on the same customers (the best
+        attainable), and the share of the way from chance to there. `labels`: how the links agree
+        with people's decisions. `charts`: the files written.
 
     Raises:
-        ConfigError: if cdp.yaml has no `truth`, or its files lack columns.
+        ConfigError: if there is nothing to compare with, or a file lacks columns.
     """
-    from cdp_ml.identity.evaluate import evaluate_linkage
-
     truth = workspace.settings.truth
-    if truth is None:
+    if truth is None and (labels is None or out is not None):
         raise ConfigError(
             f"{workspace.settings.home / 'cdp.yaml'}: no 'truth'; name a file that tells the true "
-            "person of each record: truth: {records: PATH}"
+            "person of each record: truth: {records: PATH}; or compare with decisions of people: "
+            "cdp-ml evaluate --labels FILE"
         )
-    people = read_records(truth, workspace.settings.home)
     crosswalk = workspace.table("crosswalk")
     current = crosswalk.filter(crosswalk.valid_to.isnull()).to_pyarrow()
-    found: dict[str, Any] = {"identity": evaluate_linkage(current, people, workspace.con)}
-    if truth.outcomes is not None:
-        outcomes = _read(workspace.settings.home / truth.outcomes, OUTCOME, {}).to_pandas()
-        persons = _person_of_customer(current.to_pandas(), people.to_pandas())
-        found["models"] = _evaluate_models(workspace, outcomes, persons)
+    found: dict[str, Any] = {}
+    if truth is not None:
+        people = read_records(truth, workspace.settings.home)
+        found |= _evaluate_links(workspace, current, people)
+        if truth.outcomes is not None:
+            outcomes = _read(workspace.settings.home / truth.outcomes, OUTCOME, {}).to_pandas()
+            persons = _person_of_customer(current.to_pandas(), people.to_pandas())
+            found["models"] = _evaluate_models(workspace, outcomes, persons)
+    if labels is not None:
+        found["labels"] = _evaluate_labels(workspace, current, labels)
+    if out is not None and "thresholds" in found:
+        found["charts"] = _draw(found, out)
     return found
+
+
+def _evaluate_links(workspace: Workspace, current: pa.Table, people: pa.Table) -> dict[str, Any]:
+    from cdp_ml.identity.evaluate import (
+        evaluate_linkage,
+        evaluate_source_pairs,
+        evaluate_thresholds,
+    )
+
+    con, known = workspace.con, workspace.identity
+    found: dict[str, Any] = {
+        "identity": evaluate_linkage(current, people, con),
+        "sources": evaluate_source_pairs(current, people, con),
+    }
+    if known.model is None:
+        return found
+    thresholds, weights = evaluate_thresholds(
+        workspace.table("records"),
+        workspace.table("identifiers"),
+        known.spec,
+        known.model,
+        people,
+        con,
+        overrides=workspace.lake.arrow("overrides"),
+    )
+    in_use = {"threshold": known.spec.threshold, "thresholds": thresholds}
+    return {**found, **in_use, "match_weights": weights.to_pylist()}
+
+
+def _evaluate_labels(workspace: Workspace, current: pa.Table, path: Path) -> dict[str, Any]:
+    from cdp_ml.identity.evaluate import evaluate_labels
+
+    edges, overrides = (workspace.lake.arrow(t) for t in ("edges", "overrides"))
+    return evaluate_labels(read_labels(path), current, edges, overrides)
+
+
+def _draw(found: dict[str, Any], out: Path) -> list[str]:
+    import pyarrow as pa
+
+    from cdp_ml.identity.charts import evaluation_figures, save_figures
+
+    weights = pa.Table.from_pylist(found["match_weights"])
+    figures = evaluation_figures(found["thresholds"], weights, found["threshold"])
+    return [str(path) for path in save_figures(figures, out)]
+
+
+def read_labels(path: Path) -> pa.Table:
+    """What people decided about pairs of records.
+
+    Returns:
+        record_l, record_r, decision: 'same' or 'different'; pairs without a decision are left out.
+
+    Raises:
+        ConfigError: if the file is absent, lacks a column, or holds another decision.
+    """
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; 'cdp-ml identity review --out FILE' writes one")
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.DictReader(file)
+        for column in LABEL:
+            if column not in (reader.fieldnames or ()):
+                hint = nearest(column, reader.fieldnames or ())
+                raise ConfigError(f"{path}:1: no column '{column}'; {hint}")
+        for row in reader:
+            said = (row["decision"] or "").strip().lower()
+            if said not in ("same", "different", ""):
+                line = f"{path}:{reader.line_num}"
+                raise ConfigError(f"{line}: decision: write 'same', 'different' or nothing")
+            if said:
+                rows.append({**{c: row[c] or "" for c in LABEL}, "decision": said})
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in LABEL]))
 
 
 def read_records(truth: Truth, home: Path) -> pa.Table:

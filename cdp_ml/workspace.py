@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.as_of import links_as_of
-from cdp_ml.config import ModelSpec, Settings, environment_home, load_models, load_settings
+from cdp_ml.config import (
+    IdentitySpec,
+    ModelSpec,
+    Settings,
+    environment_home,
+    load_models,
+    load_settings,
+    load_spec,
+)
 from cdp_ml.contracts import TRAIT_TABLES
-from cdp_ml.errors import CdpError, ConfigError, NotPromotedError, nearest
+from cdp_ml.errors import CdpError, ConfigError, LinkageError, NotPromotedError, nearest
 from cdp_ml.lake import Lake, model_key, published_run
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
+    from cdp_ml.identity.review import Identity
     from cdp_ml.learn.datasets import TimeSplit
     from cdp_ml.learn.score import Predictor
 
@@ -55,6 +64,25 @@ class Workspace:
     def models(self) -> dict[str, ModelSpec]:
         """The model specifications by name."""
         return load_models(self.settings)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who is whom, for the functions of `cdp_ml.identity.review` and `explain`.
+
+        Raises:
+            LinkageError: if the model with which the run linked is gone.
+        """
+        from cdp_ml.identity.model import Model
+        from cdp_ml.identity.review import Identity
+
+        spec = load_spec(self.settings.share("models") / "identity.yaml", IdentitySpec)
+        trained = self.run["summary"].get("identity", {}).get("model")
+        folder = self.settings.linkage_model(trained["version"]) if trained else None
+        if folder and not folder.is_dir():
+            raise LinkageError(
+                f"{folder}: the published run's linkage model is gone; run 'cdp-ml refresh --force'"
+            )
+        return Identity(self.lake, self.con, spec, Model.load(folder) if folder else None)
 
     @property
     def as_of(self) -> datetime:

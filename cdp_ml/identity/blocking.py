@@ -171,38 +171,53 @@ def block_keys(blocks: Sequence[Block], nodes: str) -> str:
     return f"SELECT unique_id{kept} FROM (SELECT unique_id{hashed} FROM {nodes})"
 
 
-def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, changed: str = "") -> None:
-    """Make table `candidates`: join_key_l < join_key_r, match_key (the first rule they share).
+def begin(db: DuckDBPyConnection) -> None:
+    """Make table `candidates`, empty: join_key_l < join_key_r, match_key."""
+    db.execute("CREATE OR REPLACE TABLE candidates "
+               "(join_key_l BIGINT, join_key_r BIGINT, match_key VARCHAR)")  # fmt: skip
+
+
+def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, among: str = "") -> None:
+    """Make table `candidates` of the pairs, each by the first rule that it shares.
 
     Args:
         db: with table `blocks`.
         blocks: the rules of the model.
         most: pairs a rule may make.
-        changed: a table of unique_id; only pairs with one of these. All pairs if empty.
+        among: a table of unique_id; only pairs with one of these. All pairs if empty.
 
     Raises:
-        LinkageError: if a rule makes more than `most` pairs.
+        LinkageError: if a rule would make more than `most` pairs; none is made then.
     """
-    db.execute("CREATE OR REPLACE TABLE candidates "
-               "(join_key_l BIGINT, join_key_r BIGINT, match_key VARCHAR)")  # fmt: skip
-    of = f"(SELECT * FROM blocks SEMI JOIN {changed} USING (unique_id))" if changed else "blocks"
+    begin(db)
+    left = f"(SELECT * FROM blocks SEMI JOIN {among} USING (unique_id))" if among else "blocks"
     # Of two changed records each finds the other: once is enough.
-    once = f"(l.unique_id < r.unique_id OR r.unique_id NOT IN (SELECT unique_id FROM {changed}))"
+    once = f"(l.unique_id < r.unique_id OR r.unique_id NOT IN (SELECT unique_id FROM {among}))"
     for i, block in enumerate(blocks):
+        _check_pairs(db, block.rule, f"key_{i}", left, most)
         earlier = "".join(f" AND NOT coalesce(l.key_{j} = r.key_{j}, false)" for j in range(i))
-        pairs = db.execute(f"""
+        db.execute(f"""
             INSERT INTO candidates
             SELECT least(l.unique_id, r.unique_id), greatest(l.unique_id, r.unique_id), '{i}'
-            FROM {of} l JOIN blocks r ON l.key_{i} = r.key_{i} AND l.unique_id <> r.unique_id
-                AND {once if changed else "l.unique_id < r.unique_id"}{earlier}
-            LIMIT {most + 1}
-        """).fetchall()[0][0]
-        if pairs > most:
-            raise LinkageError(
-                f"models/identity.yaml: blocking_rules: '{block.rule}' makes more than max_pairs "
-                f"({most:,}) pairs; add a field to the rule or raise max_pairs"
-            )
-        log.debug("identity: rule '%s' brings %d pairs", block.rule, pairs)
+            FROM {left} l JOIN blocks r ON l.key_{i} = r.key_{i} AND l.unique_id <> r.unique_id
+                AND {once if among else "l.unique_id < r.unique_id"}{earlier}
+        """)
+
+
+def _check_pairs(db: DuckDBPyConnection, rule: str, key: str, left: str, most: int) -> None:
+    """Count the pairs of a rule before they are made."""
+    sizes = "(SELECT {0} AS key, count(*) AS n FROM {1} WHERE {0} IS NOT NULL GROUP BY 1)"
+    found = db.execute(f"""
+        SELECT coalesce(sum(l.n * (r.n - 1)), 0) FROM {sizes.format(key, left)} l
+        JOIN {sizes.format(key, "blocks")} r USING (key)
+    """).fetchall()[0][0]
+    pairs = int(found) // 2 if left == "blocks" else int(found)
+    log.debug("identity: rule '%s' brings at most %d pairs", rule, pairs)
+    if pairs > most:
+        raise LinkageError(
+            f"models/identity.yaml: blocking_rules: '{rule}' makes {pairs:,} pairs, more than "
+            f"max_pairs ({most:,}); add a field to the rule or raise max_pairs"
+        )
 
 
 def _key(keys: Sequence[str]) -> str:

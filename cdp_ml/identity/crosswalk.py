@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from typing import TYPE_CHECKING
@@ -20,13 +21,19 @@ log = logging.getLogger(__name__)
 
 _MEMBERS = """
 CREATE TABLE members AS
-SELECT source, source_record_id, cluster, confidence, ingested_at,
-    source || ':' || source_record_id AS record
-FROM clusters JOIN records USING (source, source_record_id)
+SELECT *, source || ':' || source_record_id AS record FROM clusters
+"""
+# Of former links only those count whose record is linked now, or whose customer such a record had.
+_CONCERNED = """
+CREATE TABLE concerned AS
+SELECT * FROM previous WHERE customer_id IN (
+    SELECT customer_id FROM previous SEMI JOIN clusters USING (source, source_record_id)
+)
 """
 _HELD = """
 CREATE TABLE held AS
-SELECT source, source_record_id, customer_id FROM previous WHERE valid_to IS NULL
+SELECT source, source_record_id, customer_id, confidence, valid_from FROM concerned
+WHERE valid_to IS NULL
 """
 # `since` and `first` belong to one record, and a record to one overlap: the order is total.
 _OVERLAPS = """
@@ -37,7 +44,7 @@ FROM members JOIN held USING (source, source_record_id) GROUP BY ALL
 """
 _KEEP = """
 INSERT INTO assigned
-SELECT cluster, customer_id FROM (
+SELECT cluster, customer_id, false FROM (
     SELECT *,
         row_number() OVER (PARTITION BY cluster ORDER BY records DESC, since, first) AS of_cluster,
         row_number() OVER (PARTITION BY customer_id ORDER BY records DESC, since, first) AS of_id
@@ -48,7 +55,7 @@ SELECT cluster, customer_id FROM (
 """
 _NEW_IDS = """
 INSERT INTO assigned
-SELECT cluster, customer_id FROM (
+SELECT cluster, customer_id, true FROM (
     SELECT cluster, 'c' || left(md5(first || $salt), 16) AS customer_id, first FROM (
         SELECT cluster, arg_min(record, (ingested_at, record)) AS first FROM members
         WHERE cluster NOT IN (SELECT cluster FROM assigned) GROUP BY cluster
@@ -61,46 +68,43 @@ QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY first) = 1
 _LINKS = """
 CREATE TABLE links AS
 SELECT m.source, m.source_record_id, a.customer_id, h.customer_id AS before, m.ingested_at,
-    m.confidence
+    m.confidence, h.confidence AS confidence_before, h.valid_from AS valid_from_before
 FROM members m JOIN assigned a USING (cluster)
 LEFT JOIN held h USING (source, source_record_id)
 """
-_CROSSWALK = """
-WITH moved AS (
-    SELECT * FROM links WHERE before <> customer_id
-), kept AS (
-    SELECT p.source, p.source_record_id, p.customer_id,
-        CASE WHEN p.valid_to IS NULL THEN coalesce(l.confidence, p.confidence) ELSE p.confidence END
-            AS confidence,
-        p.valid_from,
-        CASE WHEN p.valid_to IS NULL AND m.source IS NOT NULL THEN $known_at ELSE p.valid_to END
-            AS valid_to
-    FROM previous p LEFT JOIN moved m USING (source, source_record_id)
-    LEFT JOIN links l USING (source, source_record_id)
-    -- A link from this very instant was never seen: it is replaced, not closed.
-    WHERE NOT (p.valid_to IS NULL AND m.source IS NOT NULL AND p.valid_from >= $known_at)
-), fresh AS (
-    SELECT source, source_record_id, customer_id, confidence,
-        CASE WHEN before IS NULL THEN ingested_at ELSE greatest(ingested_at, $known_at) END
-            AS valid_from,
-        NULL AS valid_to
-    FROM links WHERE before IS NULL OR before <> customer_id
-)
-SELECT * FROM kept UNION ALL SELECT * FROM fresh ORDER BY source, source_record_id, valid_from
+# A link from this very instant was never seen: it is replaced, not closed.
+_CHANGES = """
+SELECT source, source_record_id, customer_id, confidence,
+    CASE WHEN before IS NULL THEN ingested_at ELSE greatest(ingested_at, $known_at) END
+        AS valid_from,
+    NULL AS valid_to
+FROM links WHERE before IS NULL OR before <> customer_id
+UNION ALL
+SELECT source, source_record_id, before, confidence_before, valid_from_before, $known_at
+FROM links WHERE before <> customer_id AND valid_from_before < $known_at
+UNION ALL
+SELECT source, source_record_id, customer_id, confidence, valid_from_before, NULL
+FROM links WHERE before = customer_id AND confidence <> confidence_before
+ORDER BY source, source_record_id, valid_from
+"""
+_UNSEEN = """
+SELECT source, source_record_id, valid_from_before AS valid_from
+FROM links WHERE before <> customer_id AND valid_from_before >= $known_at
+ORDER BY ALL
 """
 # An id lives as long as a record is linked to it, be it one that its source no longer delivers.
 _LOG = """
-WITH alive AS (
-    SELECT DISTINCT customer_id FROM links
-    UNION SELECT customer_id FROM held ANTI JOIN links USING (source, source_record_id)
-), moved AS (
+WITH moved AS (
     SELECT before, customer_id, count(*) AS records, min(source || ':' || source_record_id) AS first
     FROM links WHERE before <> customer_id GROUP BY ALL
+), alive AS (
+    SELECT customer_id FROM links WHERE customer_id IN (SELECT before FROM moved)
+    UNION SELECT customer_id FROM held ANTI JOIN links USING (source, source_record_id)
 ), changes AS (
     SELECT 'created' AS event, customer_id, NULL AS into_customer_id,
         count(*) || ' new records' AS reason
-    FROM links GROUP BY customer_id
-    HAVING count(before) = 0 AND customer_id NOT IN (SELECT customer_id FROM previous)
+    FROM links WHERE customer_id IN (SELECT customer_id FROM assigned WHERE fresh)
+    GROUP BY customer_id HAVING count(before) = 0
     UNION ALL
     SELECT 'split', before, customer_id, records || ' records no longer match the others'
     FROM moved WHERE before IN (SELECT customer_id FROM alive)
@@ -116,35 +120,49 @@ FROM changes ORDER BY event, customer_id, into_customer_id
 """
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What changes in the tables.
+
+    Attributes:
+        links: rows of `crosswalk` that are new or changed: new records are linked since they were
+            ingested, changed links are closed and opened at the run's instant.
+        unseen: keys of rows of `crosswalk` to take out: links that this very instant replaces.
+        log: rows to append to `identity_log`: `created`; `merged`, the retired id with its
+            survivor; `split`, an id that lives on with the one that a part went to.
+        moved: records whose customer id changed.
+    """
+
+    links: pa.Table
+    unseen: pa.Table
+    log: pa.Table
+    moved: int
+
+
 def assign_customer_ids(
-    clusters: Table | pa.Table,
-    records: Table | pa.Table,
-    previous: Table | pa.Table,
-    known_at: datetime,
-    con: SQLBackend,
-) -> tuple[pa.Table, pa.Table]:
+    clusters: pa.Table, previous: Table | pa.Table, known_at: datetime, con: SQLBackend
+) -> Assignment:
     """Give every cluster a customer id, the one that most of its records had before.
 
     Clusters and former ids choose each other by the number of records they share, the greatest
     first; of equal ones, that of the record known longest. What remains gets a new id: a hash of
     its earliest record's key, never one that was used before. Nothing is random, so a rerun after
-    a crash ends in the same state, and a rerun on the same data changes nothing.
+    a crash ends in the same state, and a rerun on the same data changes nothing. Links of records
+    that are not among the clusters stay as they are.
 
     Args:
-        clusters: source, source_record_id, cluster, confidence, as of
+        clusters: source, source_record_id, cluster, confidence, ingested_at, as of
             `cdp_ml.identity.linkage.link`.
-        records: source, source_record_id, ingested_at of the same records.
         previous: table `crosswalk`, its whole history; empty at first.
         known_at: when this run learns of the clusters, UTC.
         con: the engine of the tables.
-
-    Returns:
-        Table `crosswalk`, its whole history: new records are linked since they were ingested,
-        changed links are closed and opened at `known_at`, links of records that are no longer
-        delivered stay. And the rows to append to `identity_log`: `created`; `merged`, the retired
-        id with its survivor; `split`, an id that lives on with the one that a part went to.
     """
-    db = _tables(clusters, records, previous, con)
+    db = private_connection(con)
+    db.register("clusters", clusters)
+    db.register("previous", previous if _is_arrow(previous) else con.to_pyarrow(previous))
+    for statement in (_MEMBERS, _CONCERNED, _HELD, _OVERLAPS):
+        db.execute(statement)
+    db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")
     while _grows(db, _KEEP, {}):
         pass
     for salt in count():
@@ -152,31 +170,19 @@ def assign_customer_ids(
         if _is_complete(db):
             break
     db.execute(_LINKS)
-    return _asked(db, "crosswalk", _CROSSWALK, known_at), _asked(db, "identity_log", _LOG, known_at)
+    moved = db.execute("SELECT count(*) FROM links WHERE before <> customer_id").fetchall()[0][0]
+    return Assignment(
+        links=_asked(db, "crosswalk", _CHANGES, known_at),
+        unseen=db.sql(_UNSEEN, params={"known_at": known_at}).to_arrow_table(),
+        log=_asked(db, "identity_log", _LOG, known_at),
+        moved=moved,
+    )
 
 
-def _tables(
-    clusters: Table | pa.Table,
-    records: Table | pa.Table,
-    previous: Table | pa.Table,
-    con: SQLBackend,
-) -> DuckDBPyConnection:
-    """The tables in a database of their own, whose names cannot clash with the engine's."""
+def _is_arrow(table: Table | pa.Table) -> bool:
     import pyarrow as pa
 
-    db = private_connection(con)
-    key = ["source", "source_record_id"]
-    given = {
-        "clusters": clusters.select([*key, "cluster", "confidence"]),
-        "records": records.select([*key, "ingested_at"]),
-        "previous": previous,
-    }
-    for name, table in given.items():
-        db.register(name, table if isinstance(table, pa.Table) else con.to_pyarrow(table))
-    for statement in (_MEMBERS, _HELD, _OVERLAPS):
-        db.execute(statement)
-    db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR)")
-    return db
+    return isinstance(table, pa.Table)
 
 
 def _grows(db: DuckDBPyConnection, insert: str, parameters: dict[str, str]) -> bool:

@@ -33,8 +33,6 @@ from cdp_ml.identity.training import train
 from cdp_ml.identity.weighing import evidence, pattern, predict, weight
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
@@ -50,8 +48,8 @@ class Linkage:
     Attributes:
         edges: table `edges`: the pairs at or above the threshold, and those that identifiers or
             people join or tell apart.
-        clusters: source, source_record_id, cluster (number), confidence (probability of the
-            weakest link that the cluster needs; 1 for single records). Whole clusters.
+        clusters: source, source_record_id, ingested_at, cluster (number), confidence (probability
+            of the weakest link that the cluster needs; 1 for single records). Whole clusters.
         compared: table `compared`: what the records held, to find what changed the next time.
         reviews: table `reviews`: what is doubtful, for people to decide.
         model: what was learned; None if there was nothing to compare.
@@ -101,9 +99,41 @@ def link(
         LinkageError: if the specification does not fit the records, or a blocking rule would make
             more pairs than `max_pairs`.
     """
+    db, model = weigh(
+        records, identifiers, spec, con, model=model, overrides=overrides, former=former
+    )
+    _cluster(db, spec)
+    return _found(db, spec, model, former is not None, known_at or datetime.now(UTC))
+
+
+def weigh(
+    records: Table | pa.Table,
+    identifiers: Table | pa.Table,
+    spec: IdentitySpec,
+    con: SQLBackend,
+    *,
+    model: Model | None = None,
+    overrides: pa.Table | None = None,
+    former: Mapping[str, Table | pa.Table] | None = None,
+) -> tuple[DuckDBPyConnection, Model | None]:
+    """Number the records and weigh the pairs: `link` without the clusters.
+
+    Args:
+        records: as for `link`, like the other arguments.
+        identifiers: table `identifiers`.
+        spec: models/identity.yaml.
+        con: the engine.
+        model: a trained one to use again; trained here if None.
+        overrides: table `overrides`.
+        former: tables `edges`, `compared` and `reviews`.
+
+    Returns:
+        A database with tables `nodes` (the records, numbered by unique_id), `pairs` (one, other,
+        weight in bits, pattern of levels) and what `partition` needs; and the model.
+    """
     db = private_connection(con)
     keys = ("source", "source_record_id")
-    db.register("records", _arrow(records, (*keys, *FIELDS), con))
+    db.register("records", _arrow(records, (*keys, "ingested_at", *FIELDS), con))
     db.register("identifiers", _arrow(identifiers, (*keys, "identifier_type", "identifier"), con))
     filled = number_records(db)
     model = model or _trained(db, spec, filled)
@@ -113,8 +143,7 @@ def link(
         db.register(f"former_{name}", table if _is_arrow(table) else con.to_pyarrow(table))
     scope.begin(db, former is not None)
     _weigh_all(db, spec, model, former is not None)
-    _cluster(db, spec)
-    return _found(db, spec, model, former is not None, known_at or datetime.now(UTC))
+    return db, model
 
 
 def check_specification(spec: IdentitySpec) -> None:
@@ -179,35 +208,49 @@ def _weigh_all(db: DuckDBPyConnection, spec: IdentitySpec, model: Model | None, 
     db.execute("CREATE TABLE pairs (one BIGINT, other BIGINT, weight DOUBLE, pattern BIGINT)")
     if model is not None:
         blocking.make_blocks(db, model.blocks, model.large_blocks)
+        blocking.begin(db)
+        make_people(db, model, "(FROM nodes LIMIT 0)")
+        predicted = predict(db, model)
+    if part and model is not None:
+        blocking.pair_up(db, model.blocks, spec.max_pairs, among="changed")
+        _weigh(db, model, predicted)
     if part:
-        if model is not None:
-            blocking.pair_up(db, model.blocks, spec.max_pairs, "changed")
-            _weigh(db, model)
         scope.widen(db, bits_of(spec))
-        db.execute("DELETE FROM pairs WHERE one IN (FROM scope) AND other IN (FROM scope)")
     if model is not None:
-        _weigh_scope(db, spec, model, part)
+        _weigh_scope(db, spec, model, predicted, part)
 
 
-def _weigh_scope(db: DuckDBPyConnection, spec: IdentitySpec, model: Model, part: bool) -> None:
+def _weigh_scope(
+    db: DuckDBPyConnection, spec: IdentitySpec, model: Model, predicted: str, part: bool
+) -> None:
+    """Weigh what is in scope and not yet weighed, then what its components lack."""
     if part:
-        db.execute("DELETE FROM blocks WHERE unique_id NOT IN (FROM scope)")
+        # What changed has been compared with all.
+        db.execute("""
+            CREATE OR REPLACE TABLE blocks AS
+            SELECT * FROM blocks
+            SEMI JOIN scope USING (unique_id) ANTI JOIN changed USING (unique_id)
+        """)
     blocking.pair_up(db, model.blocks, spec.max_pairs)
-    _weigh(db, model)
+    _weigh(db, model, predicted)
     _list_components(db, bits_of(spec))
     db.execute(_MISSING)
-    _weigh(db, model)
+    _weigh(db, model, predicted)
 
 
-def _weigh(db: DuckDBPyConnection, model: Model) -> None:
-    """Add table `candidates` to table `pairs`."""
+def _weigh(db: DuckDBPyConnection, model: Model, predicted: str) -> None:
+    """Add table `candidates` to table `pairs`.
+
+    Args:
+        db: the database.
+        model: the model.
+        predicted: the view of `weighing.predict`, which reads tables `people` and `candidates`.
+    """
     make_people(db, model, f"(FROM nodes WHERE unique_id IN ({_ENDS}))")
-    predicted = predict(db, model)
     db.execute(f"""
         INSERT INTO pairs SELECT unique_id_l, unique_id_r, {weight(model)}, {pattern(model)}
         FROM {predicted}
     """)
-    db.execute(f"DROP VIEW {predicted}")
 
 
 _ENDS = "SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates"
@@ -227,42 +270,56 @@ def _list_components(db: DuckDBPyConnection, bits: float) -> None:
     import numpy as np
     import pyarrow as pa
 
-    one, other, weight = _pairs(db)
-    label = components(blocking.count_rows(db, "nodes"), one, other, weight, bits)
+    ids, pairs = scope.records(db), scope.pairs(db, _WEIGHTS)
+    one, other = pairs["one"], pairs["other"]
+    label = components(len(ids), one, other, pairs["weight"], bits)
     size = np.bincount(label)
     inside = label[one] == label[other]
     listed = np.bincount(label[one[inside]], minlength=len(size))
     lacking = np.flatnonzero((listed < size * (size - 1) // 2)[label])
-    db.register("component", pa.table({"unique_id": lacking, "component": label[lacking]}))
+    db.register("component", pa.table({"unique_id": ids[lacking], "component": label[lacking]}))
 
 
 # ---- clusters -----------------------------------------------------------------------------------
 
 
 # What people told apart is apart, whatever its weight.
+_APART = "SELECT one, other FROM decided WHERE decision = 'cannot-link'"
 _WEIGHTS = f"""
-SELECT one, other, CASE WHEN decision IS NULL THEN weight ELSE {FORBIDDEN} END AS weight
-FROM pairs FULL JOIN (FROM decided WHERE decision = 'cannot-link') USING (one, other)
+SELECT one, other, CASE WHEN apart IS NULL THEN weight ELSE {FORBIDDEN} END AS weight
+FROM pairs FULL JOIN (SELECT *, true AS apart FROM ({_APART})) USING (one, other)
 """
 _LINKS = """
 SELECT one, other, true AS personal FROM decided WHERE decision = 'must-link'
 UNION ALL
 SELECT one, other, false FROM certain ANTI JOIN decided USING (one, other)
-ORDER BY personal DESC, one, other
+"""
+_STRONG = f"""
+SELECT one, other, 1 / (1 + pow(2, -weight)) AS probability FROM pairs
+ANTI JOIN certain USING (one, other) ANTI JOIN decided USING (one, other)
+WHERE weight >= $bits
+UNION ALL SELECT one, other, 1.0 FROM ({_LINKS})
 """
 
 
-def _pairs(db: DuckDBPyConnection) -> tuple[Any, Any, Any]:
-    found = db.execute(_WEIGHTS).fetchnumpy()
-    return found["one"], found["other"], found["weight"]
+def partition(db: DuckDBPyConnection, spec: IdentitySpec) -> tuple[Any, Any, list[Any]]:
+    """Cluster the pairs, and join and part clusters as identifiers and people say.
 
+    Args:
+        db: of `weigh`.
+        spec: its threshold and limits.
 
-def _cluster(db: DuckDBPyConnection, spec: IdentitySpec) -> None:
-    """Make `clustered` (unique_id, cluster, confidence) and `doubts` (one, other, reason)."""
-    records, bits = blocking.count_rows(db, "nodes"), bits_of(spec)
-    label, bridges = cluster_pairs(records, _pairs(db), bits, spec.max_cluster)
-    links = db.execute(_LINKS).fetchnumpy()
-    apart = db.execute("SELECT one, other FROM decided WHERE decision = 'cannot-link'").fetchnumpy()
+    Returns:
+        The records in scope (unique_id), the cluster of each, and what is doubtful: record, record
+        (unique_id) and the reason.
+    """
+    import numpy as np
+
+    ids = scope.records(db)
+    pairs, apart = scope.pairs(db, _WEIGHTS), scope.pairs(db, _APART)
+    weighed = (pairs["one"], pairs["other"], pairs["weight"])
+    label, bridges = cluster_pairs(len(ids), weighed, bits_of(spec), spec.max_cluster)
+    links = scope.pairs(db, f"{_LINKS} ORDER BY personal DESC, one, other")
     label, left_out = join_clusters(
         label,
         (links["one"], links["other"]),
@@ -270,29 +327,23 @@ def _cluster(db: DuckDBPyConnection, spec: IdentitySpec) -> None:
         (apart["one"], apart["other"]),
         spec.max_group,
     )
-    conflicts = zip(links["one"][left_out], links["other"][left_out], strict=True)
-    db.execute("CREATE TABLE doubts (one BIGINT, other BIGINT, reason VARCHAR)")
-    doubts = [*((*b, "bridge") for b in bridges), *((*c, "conflict") for c in conflicts)]
-    for one, other, reason in doubts:
-        db.execute("INSERT INTO doubts VALUES (?, ?, ?)", [int(one), int(other), reason])
-    db.register("clustered", _with_confidence(db, label, bits))
+    doubts = [(*ends, "bridge") for ends in bridges]
+    doubts += [(links["one"][i], links["other"][i], "conflict") for i in np.flatnonzero(left_out)]
+    return ids, label, [(int(ids[one]), int(ids[other]), why) for one, other, why in doubts]
 
 
-def _with_confidence(db: DuckDBPyConnection, label: npt.NDArray[np.int64], bits: float) -> pa.Table:
-    """unique_id, cluster, confidence."""
-    import numpy as np
+def _cluster(db: DuckDBPyConnection, spec: IdentitySpec) -> None:
+    """Make `clustered` (unique_id, cluster, confidence) and `doubts` (one, other, reason)."""
     import pyarrow as pa
 
-    asked = f"""
-        SELECT one, other, 1 / (1 + pow(2, -weight)) AS probability FROM pairs
-        ANTI JOIN certain USING (one, other) ANTI JOIN decided USING (one, other)
-        WHERE weight >= {bits}
-        UNION ALL SELECT one, other, 1.0 FROM ({_LINKS})
-    """
-    links = db.execute(asked).fetchnumpy()
-    confidence = weakest_links(label, links["one"], links["other"], links["probability"])
-    columns = {"unique_id": np.arange(len(label)), "cluster": label}
-    return pa.table({**columns, "confidence": confidence[label]})
+    ids, label, doubts = partition(db, spec)
+    strong = scope.pairs(db, _STRONG, bits=bits_of(spec))
+    confidence = weakest_links(label, strong["one"], strong["other"], strong["probability"])
+    columns = {"unique_id": ids, "cluster": label, "confidence": confidence[label]}
+    db.register("clustered", pa.table(columns))
+    db.execute("CREATE TABLE doubts (one BIGINT, other BIGINT, reason VARCHAR)")
+    if doubts:
+        db.executemany("INSERT INTO doubts VALUES (?, ?, ?)", doubts)
 
 
 # ---- what was found -----------------------------------------------------------------------------
@@ -321,8 +372,8 @@ SELECT record_l, record_r,
 FROM named ORDER BY record_l, record_r
 """
 _CLUSTERS = """
-SELECT source, source_record_id, cluster, confidence
-FROM nodes JOIN clustered USING (unique_id) WHERE unique_id IN (FROM scope) ORDER BY unique_id
+SELECT source, source_record_id, ingested_at, cluster, confidence
+FROM nodes JOIN clustered USING (unique_id) ORDER BY unique_id
 """
 _COMPARED = """
 SELECT source, source_record_id, fingerprint FROM nodes WHERE unique_id IN (FROM changed)

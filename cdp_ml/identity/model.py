@@ -45,6 +45,10 @@ class Model:
         large_blocks: block (number in `blocks`), key (hash) of what is left out.
         spec: fingerprint of the specification that it was trained from.
         records: how many records it learned from.
+        sessions: by training rule that expectation maximisation converged within, its `iterations`
+            and the `share` of matches among the pairs.
+        unobserved: the comparison levels that training never saw, as 'field: level (m, u)': `m` of
+            matches is then the declared one, `u` of strangers a small one.
     """
 
     settings: dict[str, Any]
@@ -58,6 +62,8 @@ class Model:
     large_blocks: pa.Table = field(repr=False)
     spec: str
     records: int
+    sessions: dict[str, Any] = field(default_factory=dict)
+    unobserved: tuple[str, ...] = ()
 
     @property
     def content(self) -> dict[str, Any]:
@@ -70,7 +76,7 @@ class Model:
         """A hash of all that was learned."""
         digest = hashlib.sha256(json.dumps(self.content, sort_keys=True, default=list).encode())
         for name in TABLES:
-            digest.update(str(getattr(self, name).to_pydict()).encode())
+            digest.update(_bytes(getattr(self, name)))
         return digest.hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
@@ -85,7 +91,9 @@ class Model:
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
-            pq.write_table(getattr(self, name), partial / f"{name}.parquet")
+            path = partial / f"{name}.parquet"
+            # Read again, a list is then of the type that it was: the version hashes it.
+            pq.write_table(getattr(self, name), path, use_compliant_nested_type=False)
         text = json.dumps({"version": self.version, **self.content}, indent=1, default=list)
         (partial / "model.json").write_text(text, encoding="utf-8")
         os.replace(partial, folder)
@@ -100,5 +108,16 @@ class Model:
         content["blocks"] = tuple(
             Block(b["rule"], tuple(b["keys"]), b["limit"]) for b in content["blocks"]
         )
+        content["unobserved"] = tuple(content.get("unobserved", ()))
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in TABLES}
         return cls(**content, **tables)
+
+
+def _bytes(table: pa.Table) -> bytes:
+    """A table's content, however it is cut into chunks."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())

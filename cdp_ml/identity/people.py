@@ -23,22 +23,29 @@ LEAST_RECORDS_FOR_TERMS = 200
 
 _KEYED = """
 CREATE TABLE keyed AS
-SELECT source || ':' || source_record_id AS record, source, source_record_id, {fields}
+SELECT source || ':' || source_record_id AS record, source, source_record_id, ingested_at,
+    {fields}
 FROM records
 """
 _SHARED = """
 CREATE TABLE shared_{0} AS
 SELECT {0} FROM keyed WHERE {0} IS NOT NULL GROUP BY 1 HAVING count(*) > {1}
 """
+# Numbered by a narrow sort: the columns of a million records would cost ten times as much.
+_NUMBERED = """
+CREATE TABLE numbered AS
+SELECT rowid AS row, (row_number() OVER (ORDER BY key, record) - 1)::BIGINT AS unique_id
+FROM (SELECT rowid, hash(record) AS key, record FROM keyed)
+"""
 _NODES = """
 CREATE TABLE nodes AS
-SELECT (row_number() OVER (ORDER BY hash(record), record) - 1)::BIGINT AS unique_id, *,
-    hash({content})::VARCHAR AS fingerprint
+SELECT *, hash(record, {content})::VARCHAR AS fingerprint
 FROM (
-    SELECT k.* EXCLUDE (email, phone),
+    SELECT n.unique_id, k.* EXCLUDE (email, phone),
         CASE WHEN e.email IS NULL THEN k.email END AS email,
         CASE WHEN p.phone IS NULL THEN k.phone END AS phone
-    FROM keyed k LEFT JOIN shared_email e USING (email) LEFT JOIN shared_phone p USING (phone)
+    FROM keyed k JOIN numbered n ON k.rowid = n.row
+    LEFT JOIN shared_email e USING (email) LEFT JOIN shared_phone p USING (phone)
 )
 """
 # Two given names are aliases if people of one surname and birth date, or one e-mail, bear them
@@ -80,8 +87,9 @@ def number_records(db: DuckDBPyConnection) -> dict[str, int]:
     db.execute(_KEYED.format(fields=", ".join(given)))
     for contact in ("email", "phone"):
         db.execute(_SHARED.format(contact, NOBODY))
+    db.execute(_NUMBERED)
     db.execute(_NODES.format(content=", ".join(FIELDS)))
-    db.execute("DROP TABLE keyed")
+    db.execute("DROP TABLE keyed; DROP TABLE numbered")
     asked = ", ".join(f"count({f})" for f in FIELDS)
     counts = db.execute(f"SELECT {asked} FROM nodes").fetchall()[0]
     return dict(zip(FIELDS, counts, strict=True))
@@ -111,7 +119,7 @@ def make_people(db: DuckDBPyConnection, model: Model, nodes: str = "nodes") -> N
     tf, joins = _frequencies(model.rarest)
     db.execute(f"""
         CREATE OR REPLACE TABLE people AS
-        SELECT n.* EXCLUDE (record, source, source_record_id, fingerprint),
+        SELECT n.* EXCLUDE (record, source, source_record_id, ingested_at, fingerprint),
             coalesce(a.aliases, []) AS aliases{tf}{_names(model)}
         FROM {nodes} n LEFT JOIN alias a USING (given_name){joins}
     """)

@@ -8,7 +8,7 @@ the model and its tables are frozen between trainings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,8 +45,7 @@ GROUP BY ALL ORDER BY ALL
 """
 _CHANGED = """
 CREATE TABLE changed AS
-SELECT unique_id FROM nodes ANTI JOIN former_compared
-USING (source, source_record_id, fingerprint)
+SELECT unique_id FROM nodes ANTI JOIN former_compared USING (fingerprint)
 """
 _FORMER = """
 CREATE TABLE former AS
@@ -139,6 +138,33 @@ def widen(db: DuckDBPyConnection, bits: float) -> None:
     touched = np.flatnonzero(np.isin(label, label[seeds]))
     db.register("touched", pa.table({"unique_id": touched.astype(np.int64)}))
     db.execute("CREATE OR REPLACE TABLE scope AS FROM touched")
+
+
+def records(db: DuckDBPyConnection) -> Any:
+    """The records in scope: their unique_id, ascending."""
+    return db.execute("SELECT unique_id FROM scope ORDER BY unique_id").fetchnumpy()["unique_id"]
+
+
+def pairs(db: DuckDBPyConnection, query: str, **given: float) -> dict[str, Any]:
+    """What a query tells of the pairs in scope.
+
+    Args:
+        db: the database.
+        query: SQL with columns one and other (unique_id).
+        given: its parameters.
+
+    Returns:
+        The columns; one and other as places in `records`.
+    """
+    import numpy as np
+
+    ids = records(db)
+    within = f"SELECT * FROM ({query}) WHERE one IN (FROM scope) AND other IN (FROM scope)"
+    everything = len(ids) == db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
+    found: dict[str, Any] = db.execute(query if everything else within, given).fetchnumpy()
+    if not everything:
+        found |= {side: np.searchsorted(ids, found[side]) for side in ("one", "other")}
+    return found
 
 
 def gone(db: DuckDBPyConnection, found: dict[str, pa.Table]) -> dict[str, pa.Table]:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
+from cdp_ml.errors import LinkageError
 from cdp_ml.identity import blocking
 from cdp_ml.identity.comparisons import Kind, splink_comparison
 from cdp_ml.identity.dependence import CONTEXTS, HOUSEHOLD, Context, train_context
@@ -36,6 +37,9 @@ TRAINING_RECORDS = 250_000
 TRAINING_PAIRS = 1e5
 CONTEXT_PAIRS = 100_000
 LEAST_TRAINING_PAIRS = 30
+EM_ITERATIONS = 25
+UNSETTLED = 0.01
+"""A session whose last iteration still moved a probability by more than this has found nothing."""
 LEAST_BUDGET = 1_000_000
 """Pairs that are always affordable."""
 STRANGERS = 100
@@ -62,6 +66,9 @@ def train(
         kinds: the comparisons for which there are values, by field.
         rules: the blocking rules for which there are values.
         filled: by field, how many records have a value.
+
+    Raises:
+        LinkageError: if expectation maximisation comes to a result within none of the rules.
     """
     records = blocking.count_rows(db, "nodes")
     frequent = [x.term for c in spec.comparisons if c.term_frequency for x in _of(kinds, c.field)]
@@ -80,7 +87,8 @@ def train(
         records=records,
     )
     make_people(db, model)
-    model = replace(model, settings=_parameters(db, spec, kinds, filled))
+    settings, sessions, unobserved = _parameters(db, spec, kinds, filled)
+    model = replace(model, settings=settings, sessions=sessions, unobserved=unobserved)
     for context in CONTEXTS if spec.contexts else ():
         model = _with_context(db, model, context, filled)
     return _with_blocks(db, model, rules, max(LEAST_BUDGET, spec.pairs_per_record * records))
@@ -143,20 +151,21 @@ def _parameters(
     spec: IdentitySpec,
     kinds: Mapping[str, Kind],
     filled: Mapping[str, int],
-) -> dict[str, Any]:
-    """Splink's settings with prior, `m` and `u`."""
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Splink's settings with prior, `m` and `u`; the sessions, and the levels never observed."""
     prior = _prior(db, spec, filled)
     with quiet_splink():
         linker = _linker(db, [splink_comparison(f, kind) for f, kind in kinds.items()], prior)
         _sample_u(db, linker, spec.seed)
-        shares = _maximise(db, linker, _teaching_rules(spec, kinds, filled))
+        sessions = _maximise(db, linker, _teaching_rules(spec, kinds, filled))
         settings: dict[str, Any] = linker.misc.save_model_to_json()
     singles = {f: kind.typical_share for f, kind in kinds.items() if kind.typical_share}
-    singles |= {k[0]: share for k, share in shares.items() if len(k) == 1}
+    singles |= {k[0]: session["share"] for k, session in sessions.items() if len(k) == 1}
     prior = _prior_by_training(db, settings, kinds, singles, filled) or prior
     settings["probability_two_random_records_match"] = prior
     _correct_u(db, settings, kinds, prior, singles)
-    return settings
+    facts = {", ".join(k): {**s, "share": _rounded(s["share"])} for k, s in sessions.items()}
+    return settings, facts, _unobserved(linker)
 
 
 def _linker(db: DuckDBPyConnection, comparisons: list[dict[str, Any]], prior: float) -> Any:
@@ -174,6 +183,7 @@ def _linker(db: DuckDBPyConnection, comparisons: list[dict[str, Any]], prior: fl
         retain_matching_columns=False,
         retain_intermediate_calculation_columns=False,
         linker_uid="cdp",
+        max_iterations=EM_ITERATIONS,
     )
     kept = min(1.0, TRAINING_RECORDS / max(blocking.count_rows(db, "people"), 1))
     some = f"hash(unique_id) % 1000000 < {int(kept * 1_000_000)}"
@@ -222,25 +232,86 @@ def _teaching_rules(
 
 def _maximise(
     db: DuckDBPyConnection, linker: Any, rules: list[tuple[str, ...]]
-) -> dict[tuple[str, ...], float]:
-    """Estimate `m` within each rule; returns the share of matches found among its pairs."""
-    from splink import block_on
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Estimate `m` within each rule; returns what the sessions came to.
 
-    shares = {}
+    Raises:
+        LinkageError: if there were sessions, and none came to a result.
+    """
+    found = {}
     for expressions in rules:
         # Splink drops comparisons from its settings for good when a session finds no pairs.
         if _count_pairs(db, expressions, "sample") < LEAST_TRAINING_PAIRS:
             log.info("identity: too few pairs share %s to learn from", ", ".join(expressions))
             continue
+        found[expressions] = _learn_within(linker, expressions)
+    if found and not any(found.values()):
+        raise LinkageError(
+            "models/identity.yaml: training_rules: expectation maximisation came to no result "
+            f"within any of {len(found)} rules; name others whose pairs are matches more often, or "
+            "'training_rules: []' to link with typical values"
+        )
+    return {expressions: session for expressions, session in found.items() if session}
+
+
+def _learn_within(linker: Any, expressions: tuple[str, ...]) -> dict[str, Any] | None:
+    """One session: its iterations and the share of matches that it found; None if it failed."""
+    from splink import block_on
+    from splink.internals.exceptions import SplinkException
+
+    before = linker._settings_obj.core_model_settings.copy()
+    try:
         session = linker.training.estimate_parameters_using_expectation_maximisation(
             block_on(*expressions),
             estimate_without_term_frequencies=True,
             max_pairs=TRAINING_PAIRS,
             record_sample_proportion=1.0,
         )
-        share = session.core_model_settings.probability_two_random_records_match
-        shares[expressions] = float(share)
-    return shares
+        history = session._core_model_settings_history
+        # Splink stops at its last iteration, settled or not, and says so nowhere.
+        settled = _change(*history[-2:]) <= UNSETTLED
+    except (SplinkException, ArithmeticError, ValueError) as error:
+        log.debug("identity: Splink: %s", type(error).__name__)
+        settled = False
+    if not settled:
+        # What a failed session leaves behind would stay: fewer comparisons, and its estimates.
+        linker._settings_obj.core_model_settings = before
+        log.warning(
+            "models/identity.yaml: training_rules: '%s' is left out: expectation maximisation does "
+            "not converge within it; take the rule out or add a field to it",
+            ", ".join(expressions),
+        )
+        return None
+    share = float(history[-1].probability_two_random_records_match)
+    return {"iterations": len(history) - 1, "share": share}
+
+
+def _change(before: Any, after: Any) -> float:
+    """The greatest change of a parameter from one iteration to the next."""
+    changes = [abs(b - a) for a, b in zip(_values(before), _values(after), strict=True)]
+    return float("nan") if any(c != c for c in changes) else max(changes)
+
+
+def _values(settings: Any) -> list[float]:
+    """Splink's parameters that expectation maximisation changes: the share of matches and `m`."""
+    levels = (x for c in settings.comparisons for x in c._comparison_levels_excluding_null)
+    return [settings.probability_two_random_records_match, *(x.m_probability for x in levels)]
+
+
+def _unobserved(linker: Any) -> tuple[str, ...]:
+    """The levels that no training showed, as 'field: level (m, u)'.
+
+    `m`: not among matches, the declared one stays; `u`: not among random pairs, it is small.
+    """
+    found = []
+    for comparison in linker._settings_obj.core_model_settings.comparisons:
+        for level in comparison._comparison_levels_excluding_null:
+            known = {"m": level._has_estimated_m_values, "u": level._has_estimated_u_values}
+            if missing := ", ".join(k for k, is_known in known.items() if not is_known):
+                field, label = comparison.output_column_name, level.label_for_charts
+                found.append(f"{field}: {label} ({missing})")
+    log.info("identity: %d comparison levels were not observed", len(found))
+    return tuple(found)
 
 
 def _prior_by_training(
@@ -303,8 +374,6 @@ def _correct_u(
 def _complete(comparison: dict[str, Any], kind: Kind, pairs: int) -> list[dict[str, Any]]:
     """The levels, with what was never observed filled in and nothing held to be impossible."""
     levels = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
-    if unseen := [x["label_for_charts"] for x in levels if "u_probability" not in x]:
-        log.info("identity: %s: never observed: %s", comparison["output_column_name"], unseen)
     drawn = min(pairs, RANDOM_PAIRS)
     for level, known in zip(levels, kind.levels, strict=True):
         added = STRANGERS if level is levels[-1] else 0.5

@@ -11,13 +11,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -30,10 +31,11 @@ from cdp_ml.learn.score import Predictor
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from cdp_ml.config import ModelSpec, Settings
+    from cdp_ml.config import Settings
     from cdp_ml.learn.training import Trained
 
 CHAMPION = "champion"
+LINKAGE = "How records are recognized as one person: a run for each training of the linkage model"
 _SKOPS_TYPES = ["numpy.dtype"]
 """What loading may create beyond scikit-learn's and NumPy's own types that skops trusts."""
 _NOTE = "mlflow.note.content"
@@ -75,7 +77,7 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
         if (registered := _version_of(client, trained.spec.name, training)) is not None:
             return registered
         _follow_move(settings)
-        experiment = _experiment(client, settings, trained.spec)
+        experiment = _experiment(client, settings, trained.spec.name, trained.spec.description)
         name = f"{trained.spec.name} as of {trained.split.as_of:%Y-%m-%d}"
         tags = {**_tags(trained, versions, run_id), _NOTE: description(trained)}
         with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run:
@@ -86,6 +88,49 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
             model_uri = _log_model(trained)
         tags = {"run_id": run_id, "training": training}
         return _register(client, trained, model_uri, run.info.run_id, tags)
+
+
+def log_linkage(
+    settings: Settings,
+    version: str,
+    run_id: str,
+    facts: tuple[Mapping[str, str], Mapping[str, float]],
+    write: Callable[[Path], None],
+    note: str,
+) -> None:
+    """Record the training of a linkage model in the experiment `identity`.
+
+    A refresh that was killed after recording it does not record it again.
+
+    Args:
+        settings: says where the workspace's data is.
+        version: the model's.
+        run_id: the refresh.
+        facts: parameters and metrics.
+        write: writes the run's files into a folder; none may hold a customer's data.
+        note: the run's description, Markdown.
+    """
+    with _quiet():
+        import mlflow
+
+        client = _client(settings)
+        experiment = _experiment(client, settings, "identity", LINKAGE)
+        _follow_move(settings)
+        tags = {**_common_tags(run_id), "cdp_ml.linkage_model": version, _NOTE: note}
+        recorded = (
+            f"tags.`cdp_ml.run_id` = '{run_id}' AND tags.`cdp_ml.linkage_model` = '{version}' "
+            "AND attributes.status = 'FINISHED'"
+        )
+        if client.search_runs([experiment], recorded, max_results=1):
+            return
+        name = f"identity {version}"
+        with (
+            mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            _log_values(client, run.info.run_id, *facts)
+            write(Path(folder))
+            client.log_artifacts(run.info.run_id, folder)
 
 
 def promote(settings: Settings, name: str, version: int) -> None:
@@ -208,17 +253,17 @@ def _follow_move(settings: Settings) -> None:
             )
 
 
-def _experiment(client: MlflowClient, settings: Settings, spec: ModelSpec) -> str:
+def _experiment(client: MlflowClient, settings: Settings, name: str, description: str) -> str:
     """The experiment of a model's runs, described for the list of experiments."""
-    found = client.get_experiment_by_name(spec.name)
+    found = client.get_experiment_by_name(name)
     if found is not None:
         number = str(found.experiment_id)
     else:
-        location = (_folder(settings) / "artifacts" / spec.name).as_uri()
+        location = (_folder(settings) / "artifacts" / name).as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        number = str(client.create_experiment(spec.name, location, kind))
+        number = str(client.create_experiment(name, location, kind))
         client.set_experiment_tag("0", _NOTE, "Runs of your own that name no experiment")
-    client.set_experiment_tag(number, _NOTE, spec.description)
+    client.set_experiment_tag(number, _NOTE, description)
     return number
 
 
@@ -226,19 +271,14 @@ def _log_facts(
     client: MlflowClient, run: str, trained: Trained, versions: Mapping[str, int]
 ) -> None:
     """Metrics, parameters and the tables read, in one request each."""
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput
 
-    now = int(time.time() * 1000)
     values: dict[str, float] = dict(trained.rows)
     for name, e in trained.evaluation.metrics.items():
         values[name] = e.value
         if "/" not in name and e.low < e.high:  # the intervals of baselines are in metrics.json
             values |= {f"{name}_low": e.low, f"{name}_high": e.high}
-    client.log_batch(
-        run,
-        metrics=[Metric(k, float(v), now, 0) for k, v in values.items()],
-        params=[Param(k, v) for k, v in parameters(trained).items()],
-    )
+    _log_values(client, run, parameters(trained), values)
     inputs = [
         DatasetInput(Dataset(table, str(v), "delta_table", json.dumps({"version": v})))
         for table, v in versions.items()
@@ -247,7 +287,25 @@ def _log_facts(
         client.log_inputs(run, inputs)
 
 
-def _tags(trained: Trained, versions: Mapping[str, int], run_id: str) -> dict[str, str]:
+def _log_values(
+    client: MlflowClient, run: str, params: Mapping[str, str], metrics: Mapping[str, float]
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run,
+        metrics=[Metric(_valid(k), float(v), now, 0) for k, v in metrics.items()],
+        params=[Param(k, v[:6000]) for k, v in params.items()],
+    )
+
+
+def _valid(name: str) -> str:
+    """A name that MLflow takes; that of a rule may hold SQL."""
+    return re.sub(r"[^\w./ -]+", "_", name)
+
+
+def _common_tags(run_id: str) -> dict[str, str]:
     commit = _commit()
     return {
         "mlflow.source.name": "cdp-ml",
@@ -256,6 +314,12 @@ def _tags(trained: Trained, versions: Mapping[str, int], run_id: str) -> dict[st
         **({"mlflow.source.git.commit": commit} if commit else {}),
         "cdp_ml.version": installed("cdp-ml"),
         "cdp_ml.run_id": run_id,
+    }
+
+
+def _tags(trained: Trained, versions: Mapping[str, int], run_id: str) -> dict[str, str]:
+    return {
+        **_common_tags(run_id),
         "cdp_ml.specification": trained.spec.fingerprint(),
         "cdp_ml.table_versions": json.dumps(dict(versions), sort_keys=True),
         "cdp_ml.promoted": str(trained.evaluation.promoted).lower(),

@@ -15,21 +15,27 @@ EMPTY = rows("crosswalk")
 
 
 def assign(con, clusters: dict[str, int], previous: pa.Table = EMPTY, known_at=MONDAY):
-    """Clusters by record letter; a record's letter also says on which day of May it came."""
-    records = rows("records", *(record(letter) for letter in clusters))
+    """Clusters by record letter; a record's letter also says on which day of May it came.
+
+    Returns the whole crosswalk after the run, and the rows of the log.
+    """
     given = pa.table(
         {
             "source": ["crm"] * len(clusters),
             "source_record_id": pa.array(clusters, pa.string()),
+            "ingested_at": pa.array([came(c) for c in clusters], pa.timestamp("us", "UTC")),
             "cluster": pa.array(clusters.values(), pa.int64()),
             "confidence": [1.0] * len(clusters),
         }
     )
-    return assign_customer_ids(given, records, previous, known_at, con)
-
-
-def record(letter: str) -> dict:
-    return {"source": "crm", "source_record_id": letter, "ingested_at": came(letter)}
+    found = assign_customer_ids(given, previous, known_at, con)
+    key = ["source", "source_record_id", "valid_from"]
+    replaced = pa.concat_tables(
+        [found.links.select(key), found.unseen.cast(EMPTY.select(key).schema)]
+    )
+    kept = previous.join(replaced, key, join_type="left anti").select(EMPTY.column_names)
+    whole = pa.concat_tables([kept, found.links]).sort_by([(k, "ascending") for k in key])
+    return whole.combine_chunks(), found.log
 
 
 def came(letter: str):

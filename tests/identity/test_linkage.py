@@ -1,7 +1,6 @@
 import datetime as dt
 from pathlib import Path
 
-import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -212,7 +211,7 @@ def test_degenerate_records_give_sensible_customers(con, case):
 
 def test_a_rule_that_makes_too_many_pairs_is_refused(con, couples):
     spec = SPEC.model_copy(update={"blocking_rules": ("email",), "max_pairs": 100})
-    with pytest.raises(LinkageError, match=r"'email' makes more than max_pairs \(100\) pairs"):
+    with pytest.raises(LinkageError, match=r"'email' makes 720 pairs, more than max_pairs \(100\)"):
         link(couples[0], NO_IDENTIFIERS, spec, con)
 
 
@@ -239,28 +238,3 @@ def test_a_wrong_specification_is_one_clear_line(con, change, message):
     with pytest.raises(LinkageError, match=message) as caught:
         link(records, NO_IDENTIFIERS, SPEC.model_copy(update=change), con)
     assert "\n" not in str(caught.value)
-
-
-def test_published_people_with_errors_are_found_without_labels(con, shared_data):
-    """febrl3: 2,000 people, up to five damaged duplicates each."""
-    db = duckdb.connect()
-    table = db.sql(f"""
-        SELECT trim(rec_id) AS source_record_id, split_part(rec_id, '-', 2) AS person_id,
-            nullif(trim(given_name), '') AS given_name, nullif(trim(surname), '') AS surname,
-            try_strptime(trim(date_of_birth), '%Y%m%d')::DATE AS birth_date,
-            nullif(trim(street_number || address_1), '') AS street,
-            nullif(trim(postcode), '') AS postcode, nullif(trim(suburb), '') AS city
-        FROM read_csv('{shared_data}/febrl3.csv', all_varchar=true)
-    """).to_arrow_table()
-    people = table.to_pylist()
-    truth = {p["source_record_id"]: p.pop("person_id") for p in people}
-    known = {"source": "febrl", "ingested_at": utc(2026, 1, 1)}
-    records = rows("records", *({**p, **known} for p in people))
-    clusters = partition(link(records, NO_IDENTIFIERS, SPEC, con).clusters)
-    right = linked = 0
-    for cluster in clusters:
-        who = [truth[number] for _, number in cluster]
-        linked += len(who) * (len(who) - 1) // 2
-        right += sum(who.count(w) - 1 for w in who) // 2
-    assert right / linked >= 0.99
-    assert right / 6538 >= 0.95

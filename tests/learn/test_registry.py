@@ -120,6 +120,34 @@ def test_a_refresh_that_was_killed_after_registering_finds_its_version_again(wor
     )
 
 
+def test_a_linkage_model_is_logged_once_a_refresh(workspace, version, client):
+    facts = ({"contexts": "household"}, {"edges": 12.0, "em_share/substr(surname, 1)": 0.9})
+    given = (workspace, "abc123", "run-1", facts)
+
+    def write(folder: Path) -> None:
+        (folder / "report.md").write_text("# identity")
+
+    def fail(folder: Path) -> None:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        registry.log_linkage(*given, fail, "killed")
+    for _ in range(2):
+        registry.log_linkage(*given, write, "Learned from 5 records.")
+    experiment = client.get_experiment_by_name("identity")
+    assert experiment.tags["mlflow.note.content"] == registry.LINKAGE
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED"]
+    (run,) = [r for r in runs if r.info.status == "FINISHED"]
+    assert run.data.params == {"contexts": "household"}
+    assert run.data.metrics == {"edges": 12.0, "em_share/substr_surname_ 1_": 0.9}
+    assert run.data.tags["cdp_ml.linkage_model"] == "abc123"
+    assert run.data.tags["mlflow.note.content"] == "Learned from 5 records."
+    assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["report.md"]
+    registry.log_linkage(workspace, "abc123", "run-2", facts, write, "")
+    assert len(client.search_runs([experiment.experiment_id])) == 3
+
+
 def test_what_is_not_there_is_said(workspace, version):
     assert registry.champion_version(workspace, "nobody") is None
     with pytest.raises(NotPromotedError, match="no version 99"):
