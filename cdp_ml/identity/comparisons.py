@@ -54,6 +54,10 @@ _SWAPPED = (
     "(jaro_winkler_similarity(given_name_l, surname_r) >= 0.88"
     " AND jaro_winkler_similarity(surname_l, given_name_r) >= 0.88)"
 )
+_ASTRAY = (
+    "(jaro_winkler_similarity(given_name_l, surname_r) >= 0.92"
+    " OR jaro_winkler_similarity(surname_l, given_name_r) >= 0.92)"
+)
 _ONE_SLIP = "levenshtein(CAST(birth_date_l AS VARCHAR), CAST(birth_date_r AS VARCHAR)) <= 1"
 _SWAPPED_DAY = (
     "(year(birth_date_l) = year(birth_date_r) AND month(birth_date_l) = day(birth_date_r)"
@@ -81,6 +85,7 @@ KINDS: dict[str, Kind] = {
                 " OR (length(given_name_r) >= 3 AND starts_with(given_name_l, given_name_r))",
                 0.08,
             ),
+            Level("one in the other's field", _ASTRAY, 0.01),
             Level("close", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.85", 0.03),
             Level("related", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.75", 0.02),
             Level("different", "ELSE", 0.10),

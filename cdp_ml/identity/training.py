@@ -361,8 +361,9 @@ def _correct_u(
     everyone = max(_count_pairs(db, ("true",)), 1)
     for comparison in settings["comparisons"]:
         field = comparison["output_column_name"]
+        seen = [x.get("u_probability", 0) > 0 for x in _of_values(comparison)]
         levels = _complete(comparison, kinds[field], everyone)
-        for level in levels:
+        for level in (x for x, was_seen in zip(levels, seen, strict=True) if was_seen):
             p, m = level["u_probability"], level["m_probability"]
             level["u_probability"] = _rounded(max(p - prior * m, LEAST_U * p) / (1 - prior))
         if field in shares:
@@ -371,9 +372,14 @@ def _correct_u(
             levels[0]["u_probability"] = _rounded(min(agreeing * unlike / (1 - prior), 1.0))
 
 
+def _of_values(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparison's levels of two values that are there."""
+    return [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
+
+
 def _complete(comparison: dict[str, Any], kind: Kind, pairs: int) -> list[dict[str, Any]]:
     """The levels, with what was never observed filled in and nothing held to be impossible."""
-    levels = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
+    levels = _of_values(comparison)
     drawn = min(pairs, RANDOM_PAIRS)
     for level, known in zip(levels, kind.levels, strict=True):
         added = STRANGERS if level is levels[-1] else 0.5
