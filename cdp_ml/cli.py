@@ -106,13 +106,18 @@ def status(home: Home = HERE, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def evaluate(home: Home = HERE, as_json: AsJson = False) -> None:
+def evaluate(
+    home: Home = HERE,
+    as_json: AsJson = False,
+    labels: Annotated[Path | None, typer.Option(help="CSV of pairs that people decided.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for charts.")] = None,
+) -> None:
     """Compare the published links and scores with the known truth of a workspace that has one."""
     from cdp_ml import summary
     from cdp_ml.truth import evaluate_workspace
     from cdp_ml.workspace import open_workspace
 
-    found = evaluate_workspace(open_workspace(home))
+    found = evaluate_workspace(open_workspace(home), labels, out)
     _print(found, summary.render_evaluation(found), as_json)
 
 

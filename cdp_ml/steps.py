@@ -333,9 +333,7 @@ def _linkage_model(run: Run) -> Model | None:
     return Model.load(folder) if folder.is_dir() else None
 
 
-def _keep_linkage_model(
-    run: Run, model: Model | None, metrics: dict[str, float]
-) -> Report | None:
+def _keep_linkage_model(run: Run, model: Model | None, metrics: dict[str, float]) -> Report | None:
     """Write a newly trained model beside the former ones; returns what to remember of it."""
     if model is None:
         return None

@@ -85,7 +85,7 @@ KINDS: dict[str, Kind] = {
                 " OR (length(given_name_r) >= 3 AND starts_with(given_name_l, given_name_r))",
                 0.08,
             ),
-            Level("one in the other's field", _ASTRAY, 0.01),
+            Level("in the other field", _ASTRAY, 0.01),
             Level("close", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.85", 0.03),
             Level("related", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.75", 0.02),
             Level("different", "ELSE", 0.10),
