@@ -53,6 +53,25 @@ SELECT cluster, customer_id, false FROM (
       AND customer_id NOT IN (SELECT customer_id FROM assigned)
 ) WHERE of_cluster = 1 AND of_id = 1
 """
+# Who bore an id that nobody bears any more gets it back: a merge that was undone.
+_RESTORE = """
+INSERT INTO assigned
+SELECT cluster, customer_id, false FROM (
+    SELECT *,
+        row_number() OVER (PARTITION BY cluster ORDER BY records DESC, until DESC, customer_id)
+            AS of_cluster,
+        row_number() OVER (PARTITION BY customer_id ORDER BY records DESC, since, first) AS of_id
+    FROM (
+        SELECT cluster, customer_id, count(DISTINCT record) AS records, max(valid_to) AS until,
+            min(ingested_at) AS since, min(record) AS first
+        FROM members JOIN concerned USING (source, source_record_id)
+        WHERE cluster NOT IN (SELECT cluster FROM assigned)
+          AND customer_id NOT IN (SELECT customer_id FROM held)
+          AND customer_id NOT IN (SELECT customer_id FROM assigned)
+        GROUP BY ALL
+    )
+) WHERE of_cluster = 1 AND of_id = 1
+"""
 _NEW_IDS = """
 INSERT INTO assigned
 SELECT cluster, customer_id, true FROM (
@@ -145,8 +164,9 @@ def assign_customer_ids(
     """Give every cluster a customer id, the one that most of its records had before.
 
     Clusters and former ids choose each other by the number of records they share, the greatest
-    first; of equal ones, that of the record known longest. What remains gets a new id: a hash of
-    its earliest record's key, never one that was used before. Nothing is random, so a rerun after
+    first; of equal ones, that of the record known longest. What remains gets back an id that its
+    records bore and nobody bears any more (a merge was undone), or a new one: a hash of its
+    earliest record's key, never one that was used before. Nothing is random, so a rerun after
     a crash ends in the same state, and a rerun on the same data changes nothing. Links of records
     that are not among the clusters stay as they are.
 
@@ -163,8 +183,9 @@ def assign_customer_ids(
     for statement in (_MEMBERS, _CONCERNED, _HELD, _OVERLAPS):
         db.execute(statement)
     db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")
-    while _grows(db, _KEEP, {}):
-        pass
+    for former in (_KEEP, _RESTORE):
+        while _grows(db, former, {}):
+            pass
     for salt in count():
         _grows(db, _NEW_IDS, {"salt": f"#{salt}" if salt else ""})
         if _is_complete(db):

@@ -116,13 +116,17 @@ def make_people(db: DuckDBPyConnection, model: Model, nodes: str = "nodes") -> N
     """Make table `people`: the nodes with `aliases` and, by field with term frequencies, `tf_`."""
     db.register("alias", model.aliases)
     db.register("terms", model.terms)
+    db.execute(f"CREATE OR REPLACE TABLE people AS {people_query(model, nodes)}")
+
+
+def people_query(model: Model, nodes: str) -> str:
+    """SQL: table `people` of the nodes; needs the model's tables as `alias` and `terms`."""
     tf, joins = _frequencies(model.rarest)
-    db.execute(f"""
-        CREATE OR REPLACE TABLE people AS
+    return f"""
         SELECT n.* EXCLUDE (record, source, source_record_id, ingested_at, fingerprint),
             coalesce(a.aliases, []) AS aliases{tf}{_names(model)}
         FROM {nodes} n LEFT JOIN alias a USING (given_name){joins}
-    """)
+    """
 
 
 def _names(model: Model) -> str:

@@ -36,11 +36,11 @@ WITH joining AS (
     FROM joining SEMI JOIN shared USING (identifier_type, identifier)
     JOIN nodes USING (source, source_record_id)
 ), grouped AS (
-    SELECT *, min(unique_id) OVER same AS one, count(*) OVER same AS bearers
-    FROM bearers WINDOW same AS (PARTITION BY identifier_type, identifier)
+    SELECT *, count(*) OVER (PARTITION BY identifier_type, identifier) AS records FROM bearers
 )
-SELECT one, unique_id AS other, min(identifier_type) AS identifier_type
-FROM grouped WHERE bearers BETWEEN 2 AND $most AND one <> unique_id
+SELECT l.unique_id AS one, r.unique_id AS other, min(identifier_type) AS identifier_type
+FROM grouped l JOIN grouped r USING (identifier_type, identifier)
+WHERE l.records <= $most AND l.unique_id < r.unique_id
 GROUP BY ALL ORDER BY ALL
 """
 _CHANGED = """

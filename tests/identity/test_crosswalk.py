@@ -103,12 +103,20 @@ def test_a_split_gives_the_smaller_part_a_new_id(con):
     assert events(log) == [("split", old, ids["a"])]
 
 
-def test_a_retired_id_is_never_used_again(con):
+def test_an_undone_merge_gives_the_former_ids_back(con):
     apart = {"a": 0, "b": 1, "c": 1}
     first, _ = assign(con, apart)
     merged, _ = assign(con, dict.fromkeys("abc", 0), first, TUESDAY)
-    again, _ = assign(con, apart, merged, WEDNESDAY)
-    assert current(again)["a"] not in {current(first)["a"], current(merged)["a"]}
+    again, log = assign(con, apart, merged, WEDNESDAY)
+    assert current(again) == current(first)
+    assert events(log) == [("split", current(first)["b"], current(first)["a"])]
+
+
+def test_a_retired_id_is_never_used_for_other_records(con):
+    first, _ = assign(con, {"a": 0, "b": 1, "c": 1, "d": 1})
+    merged, _ = assign(con, dict.fromkeys("abcd", 0), first, TUESDAY)
+    again, _ = assign(con, {"a": 1, "b": 1, "c": 1, "d": 0}, merged, WEDNESDAY)
+    assert current(again)["d"] not in {current(first)["a"], current(merged)["d"]}
 
 
 def test_a_record_that_moves_to_another_customer_is_a_split_of_its_former_one(con):
