@@ -373,6 +373,7 @@ def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[
     import pyarrow.compute as pc
 
     held = run.read("crosswalk").filter(lambda t: t.valid_to.isnull())
+    held = held.semi_join(run.read("records"), ["source", "source_record_id"])
     counts = held.aggregate(records=held.count(), customers=held.customer_id.nunique())
     (found,) = run.con.to_pyarrow(counts).to_pylist()
     events = pc.value_counts(assigned.log["event"]).to_pylist()
