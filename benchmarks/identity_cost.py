@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,8 @@ def all_again_with_same_model(home: Path) -> dict[str, pa.Table]:
     spec = load_spec(settings.share("models") / "identity.yaml", IdentitySpec)
     lake, con = Lake(settings.lake, state["versions"]), connect(settings.engine)
     found = link(lake.read("records", con), lake.read("identifiers", con), spec, con, model=model)
-    links = found.clusters.rename_columns(
-        ["source", "source_record_id", "customer_id", "confidence"]
-    )
+    links = found.clusters.select(["source", "source_record_id", "cluster"])
+    links = links.rename_columns(["source", "source_record_id", "customer_id"])
     return {"links": links, "edges": found.edges.drop(["known_at"])}
 
 
@@ -186,18 +186,17 @@ def accuracy(folder: Path) -> dict[str, float]:
     return evaluate_linkage(ids(folder / "whole")["links"], truth, connect(Engine()))
 
 
-def rows_of(folder: Path) -> list[tuple[str, dict[str, Any], str, str]]:
-    """All steps of one world."""
+def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    """All steps of one world: name, what it took, ids kept, differences."""
     from cdp_ml.lake import Lake
 
-    whole, rows = folder / "whole", []
-    rows.append(("first", measured(whole, False, 1), "", ""))
+    whole = folder / "whole"
+    yield "first", measured(whole, False, 1), "", ""
     before = ids(whole)["links"]
+    forget_compared(whole)
     for days, (name, keep) in enumerate((("again", True), ("retrained", False)), 2):
-        if keep:
-            forget_compared(whole)
         row = measured(whole, keep, days)
-        rows.append((name, row, f"{kept(before, ids(whole)['links']):.2%}", ""))
+        yield name, row, f"{kept(before, ids(whole)['links']):.2%}", ""
     for name, lake, keep in (("5% more", "five", True), ("1% more, retrained", "one", False)):
         home = folder / lake
         measured(home, False, 1)
@@ -206,8 +205,7 @@ def rows_of(folder: Path) -> list[tuple[str, dict[str, Any], str, str]]:
         row = measured(home, keep, 2)
         now = ids(home)
         same = str(differing(now, all_again_with_same_model(home))) if keep else ""
-        rows.append((name, row, f"{kept(before, now['links']):.2%}", same))
-    return rows
+        yield name, row, f"{kept(before, now['links']):.2%}", same
 
 
 def add_the_rest(home: Path, people: pa.Table) -> None:
