@@ -1,8 +1,9 @@
 """Answers about one customer in milliseconds, all from one published run.
 
 `open_online` brings a run's champions, its online store and an index of its customers, segments and
-scores into memory; `score`, `profile`, `segments` and `models` ask it. Since an `Online` never
-changes, an answer cannot mix two runs: `Latest` swaps the whole object after a new publication.
+scores into memory; `score`, `profile`, `segments`, `resolve` and `models` ask it. Since an `Online`
+never changes, an answer cannot mix two runs: `Latest` swaps the whole object after a new
+publication. An id that was merged into another customer's is answered for with the survivor.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.config import ModelSpec, Settings, load_models
+from cdp_ml.config import Engine, IdentitySpec, ModelSpec, Settings, load_models, load_spec
 from cdp_ml.contracts import PERSON_FIELDS
 from cdp_ml.errors import (
     CdpError,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from feast import FeatureStore
 
+    from cdp_ml.identity.resolve import Resolver
     from cdp_ml.lake import Lake
     from cdp_ml.learn.score import Predictor
 
@@ -40,6 +44,21 @@ class UnknownCustomerError(CdpError):
     """The published run has no such customer."""
 
 
+class _Resolving:
+    """The run's resolver, opened by who asks first: it takes seconds and not all runs need it."""
+
+    def __init__(self, opened: Callable[[], Resolver]) -> None:
+        self._opened = opened
+        self._lock = threading.Lock()
+        self._resolver: Resolver | None = None
+
+    def resolver(self) -> Resolver:
+        with self._lock:
+            if self._resolver is None:
+                self._resolver = self._opened()
+        return self._resolver
+
+
 @dataclass(frozen=True)
 class Online:
     """A published run, ready to answer.
@@ -47,7 +66,8 @@ class Online:
     `champions` holds the models that may be served, `ranks` the sorted scores of the run's batch by
     model, `meanings` what each feature says, and `index` the tables `customers`, `segments`
     (present stays) and `scores` in memory, indexed by customer_id: a lookup takes half a
-    millisecond there, and fifty in the Parquet files.
+    millisecond there, and fifty in the Parquet files. `survivors` names the customer that stands
+    for each id retired by a merge.
     """
 
     run_id: str
@@ -59,6 +79,8 @@ class Online:
     meanings: dict[str, str]
     store: FeatureStore
     index: duckdb.DuckDBPyConnection
+    survivors: Mapping[str, str]
+    resolving: _Resolving
 
 
 def open_online(settings: Settings) -> Online:
@@ -80,7 +102,8 @@ def open_online(settings: Settings) -> Online:
     run = published_run(root)
     versions = run["versions"]
     specs = load_models(settings)
-    index = _index(Lake(root, versions), settings, run["as_of"])
+    lake = Lake(root, versions)
+    index = _index(lake, settings, run["as_of"])
     online_store = settings.online_store(versions["online_store"])
     online = Online(
         run_id=run["run_id"],
@@ -92,6 +115,8 @@ def open_online(settings: Settings) -> Online:
         meanings=_meanings(),
         store=open_store(settings, versions, online_store),
         index=index,
+        survivors=_survivors(index),
+        resolving=_Resolving(partial(_open_resolver, lake, settings, run["summary"])),
     )
     _warm(online)
     return online
@@ -102,12 +127,13 @@ def score(online: Online, customer_id: str, model: str, reasons: bool = True) ->
 
     Args:
         online: the run to ask.
-        customer_id: whom.
+        customer_id: whom; also an id that was merged away.
         model: name of a model with a champion.
         reasons: also say which features moved the score most.
 
     Returns:
-        `customer_id`, `model`, `model_version`, `as_of` (UTC), `score` (as in table `scores`),
+        `customer_id` (the survivor's), `model`, `model_version`, `as_of` (UTC), `score` (as in
+        table `scores`),
         `percentile` (share of the run's scored customers with a lower score, 0 to 1), `cluster`
         (its name; None unless the model clusters), `in_population` (whether the run's batch scored
         the customer: the model was not made for others) and `reasons`: per feature its `value`, its
@@ -119,6 +145,7 @@ def score(online: Online, customer_id: str, model: str, reasons: bool = True) ->
         NotPromotedError: if the model has no champion.
     """
     champion = _champion(online, model)
+    customer_id = current_id(online, customer_id)
     in_population = _is_scored(online, customer_id, model)
     frame = _features(online, customer_id, model)
     value = float(champion.predict(frame)[0])
@@ -146,6 +173,7 @@ def profile(online: Online, customer_id: str) -> dict[str, Any]:
     Raises:
         UnknownCustomerError: if the run has no such customer.
     """
+    customer_id = current_id(online, customer_id)
     row = _customer(online, customer_id)
     rest = ("records", "identity_confidence", "first_seen_at", "last_seen_at")
     return {
@@ -167,9 +195,36 @@ def segments(online: Online, customer_id: str) -> list[dict[str, Any]]:
     Raises:
         UnknownCustomerError: if the run has no such customer.
     """
+    customer_id = current_id(online, customer_id)
     _customer(online, customer_id, "customer_id")
     query = "SELECT segment, entered_at FROM segments WHERE customer_id = ? ORDER BY segment"
     return _rows(online, query, [customer_id])
+
+
+def current_id(online: Online, customer_id: str) -> str:
+    """The id that stands for the customer now: another one if this was merged away."""
+    return online.survivors.get(customer_id, customer_id)
+
+
+def resolve(online: Online, person: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Find the records that might be a person's; nothing of the person is kept.
+
+    The first call of a run takes seconds: it brings the records into memory.
+
+    Args:
+        online: the run to ask.
+        person: person fields as a source would deliver them; those absent are unknown.
+
+    Returns:
+        `source`, `source_record_id`, `customer_id`, `match_weight` (bits), `match_probability` and
+        `evidence` (the levels found) of each record that people would have to review or that would
+        be linked, the best first.
+
+    Raises:
+        LinkageError: if there is no such person field.
+        NotPromotedError: if the run has no linkage model.
+    """
+    return online.resolving.resolver().resolve(person)
 
 
 def models(online: Online) -> list[dict[str, Any]]:
@@ -263,16 +318,57 @@ def _index(lake: Lake, settings: Settings, as_of: datetime) -> duckdb.DuckDBPyCo
     # Embedded also where Spark computes: an answer cannot wait for a cluster.
     con = connect(settings.engine.model_copy(update={"backend": "duckdb"}))
     stays, scores = lake.read("segment_membership", con), lake.read("scores", con)
+    log = lake.read("identity_log", con)
     tables = {
         "customers": lake.read("customers", con),
         "segments": stays.filter(stays.exited_at.isnull()),
         "scores": scores.filter(scores.as_of == as_of).select("customer_id", "model", "score"),
+        "merged": log.filter(log.event == "merged").select("customer_id", "into_customer_id"),
     }
     for name, table in tables.items():
         con.create_table(name, table)
         con.raw_sql(f"CREATE INDEX {name}_by_customer ON {name} (customer_id)")
     connection: duckdb.DuckDBPyConnection = con.con
     return connection
+
+
+def _survivors(index: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """By id that was merged away, the customer that it lives on in, however many merges later."""
+    found = index.execute("""
+        WITH RECURSIVE chain AS (
+            SELECT customer_id, into_customer_id AS survivor FROM merged
+            UNION
+            SELECT chain.customer_id, into_customer_id
+            FROM chain JOIN merged ON survivor = merged.customer_id
+        )
+        SELECT chain.customer_id, survivor
+        FROM chain SEMI JOIN customers ON survivor = customers.customer_id
+        ANTI JOIN customers ON chain.customer_id = customers.customer_id
+    """)
+    return dict(found.fetchall())
+
+
+def _open_resolver(lake: Lake, settings: Settings, summary: Mapping[str, Any]) -> Resolver:
+    from cdp_ml.engine import connect
+    from cdp_ml.identity.model import Model
+    from cdp_ml.identity.resolve import open_resolver
+    from cdp_ml.standardize import standardize_people
+
+    trained = summary.get("identity", {}).get("model")
+    if trained is None or not (folder := settings.linkage_model(trained["version"])).is_dir():
+        raise NotPromotedError(
+            "the published run has no linkage model; 'cdp-ml refresh --force' trains one if the "
+            "records have something to compare"
+        )
+    con = connect(settings.engine.model_copy(update={"backend": "duckdb"}))
+    return open_resolver(
+        lake.read("records", con),
+        lake.read("crosswalk", con),
+        Model.load(folder),
+        load_spec(settings.share("models") / "identity.yaml", IdentitySpec),
+        partial(standardize_people, region=settings.region, con=connect(Engine(threads=1))),
+        con,
+    )
 
 
 def _ranks(index: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:

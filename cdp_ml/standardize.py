@@ -196,7 +196,7 @@ def standardize_birth_dates(
     table = pa.table({"birth_date": texts, "changed_at": when, "row": range(len(texts))})
     con.con.register("__births", table)
     try:
-        found = con.con.execute(
+        found = con.con.sql(
             f"""SELECT CASE WHEN {IMPLAUSIBLE} THEN NULL ELSE born END AS born,
                 CASE WHEN birth_date IS NULL THEN NULL WHEN born IS NULL THEN 'invalid'
                 WHEN {IMPLAUSIBLE} THEN 'implausible' END AS finding

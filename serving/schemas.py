@@ -34,6 +34,28 @@ class ScoreRequest(CustomerRequest):
     reasons: bool = Field(True, description="also say which features moved the score most")
 
 
+class ResolveRequest(Request):
+    """Who might this be: what is known of the person, as a source would deliver it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"given_name": "Ada", "surname": "Byron", "email": "ada@example.org"}
+        }
+    )
+
+    given_name: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    surname: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    email: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    phone: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    birth_date: str | None = Field(
+        None, max_length=1000, description="such as 1985-02-28", json_schema_extra=NULLABLE
+    )
+    street: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    postcode: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    city: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+    country: str | None = Field(None, max_length=1000, json_schema_extra=NULLABLE)
+
+
 class Empty(Request):
     """Nothing needs to be said: send {}."""
 
@@ -136,6 +158,24 @@ class SegmentsResponse(BaseModel):
     customer_id: str = Field(description="our id of the customer")
     as_of: datetime = Field(description="the instant of the run, UTC")
     segments: list[Stay] = Field(description="by name")
+
+
+class Candidate(BaseModel):
+    """A record that might be the person's."""
+
+    source: str = Field(description="the record's source")
+    source_record_id: str = Field(description="its id there")
+    customer_id: str | None = Field(description="whose record it is", json_schema_extra=NULLABLE)
+    match_weight: float = Field(description="how much speaks for it, in bits")
+    match_probability: float = Field(description="how likely it is, 0 to 1")
+    evidence: str = Field(description="how the fields agree, such as 'email: exact'")
+
+
+class ResolveResponse(BaseModel):
+    """Who the person might be."""
+
+    as_of: datetime = Field(description="the instant of the run, UTC")
+    candidates: list[Candidate] = Field(description="the best first; none: nobody known")
 
 
 class ModelEntry(BaseModel):

@@ -26,6 +26,8 @@ from schemas import (
     ErrorResponse,
     ModelsResponse,
     ProfileResponse,
+    ResolveRequest,
+    ResolveResponse,
     ScoreRequest,
     ScoreResponse,
     SegmentsResponse,
@@ -143,7 +145,7 @@ def _configure_logging() -> None:
 ERRORS: Mapping[int, str] = {
     400: "The request is not valid",
     404: "There is no such customer, or no such model",
-    409: "The model has no champion yet",
+    409: "The model has no champion yet, or the run no linkage model",
     500: "A defect of ours; the server's log says where",
     503: "Nothing is published yet",
 }
@@ -229,7 +231,15 @@ class CdpService:
         """The segments that a customer is in, and since when."""
         run = self.latest.online()
         stays = online.segments(run, customer_id)
-        return SegmentsResponse(customer_id=customer_id, as_of=run.as_of, segments=stays)
+        current = online.current_id(run, customer_id)
+        return SegmentsResponse(customer_id=current, as_of=run.as_of, segments=stays)
+
+    @bentoml.api(input_spec=ResolveRequest)
+    @answering
+    def resolve(self, **person: str | None) -> ResolveResponse:
+        """Find the records, and customers, that a person might be; nothing is kept."""
+        run = self.latest.online()
+        return ResolveResponse(as_of=run.as_of, candidates=online.resolve(run, person))
 
     @bentoml.api(input_spec=Empty)
     @answering

@@ -13,14 +13,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdp_ml.config import Settings, load_models, load_settings
-from cdp_ml.contracts import arrow_schema
+from cdp_ml.config import (
+    Engine,
+    IdentitySpec,
+    Settings,
+    load_models,
+    load_settings,
+    load_spec,
+    shipped,
+)
+from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
+from cdp_ml.engine import connect
 from cdp_ml.feast_stores import apply, materialize, open_store
+from cdp_ml.identity.linkage import link
 from cdp_ml.lake import Lake, publish
 from cdp_ml.learn.datasets import time_split
 from cdp_ml.learn.registry import load_model, log_run, promote
 from cdp_ml.learn.score import score_customers
 from cdp_ml.learn.training import train
+from cdp_ml.standardize import standardize_people
+from cdp_ml.synthetic import generate_records
 from cdp_ml.traits import TRAITS
 
 AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
@@ -56,6 +68,8 @@ class Published:
     lake: Lake
     run: int = 0
     models: dict[str, int] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What the runs note of their steps."""
 
     def publish(self, **changes: Any) -> None:
         """Publish what the lake holds as the next run; `changes` replace its versions."""
@@ -69,7 +83,7 @@ class Published:
                 "started_at": now,
                 "published_at": now,
                 "versions": {**self.lake.versions, **self.models, **changes},
-                "summary": {},
+                "summary": self.summary,
             },
         )
 
@@ -104,7 +118,7 @@ def make_workspace(home: Path) -> Published:
     shutil.copytree(template.settings.home, home)
     settings = load_settings(home)
     lake = Lake(settings.data / "lake", dict(template.lake.versions))
-    return Published(settings, lake, models=dict(template.models))
+    return Published(settings, lake, models=dict(template.models), summary=dict(template.summary))
 
 
 @cache
@@ -117,11 +131,14 @@ def _template() -> Published:
     for name in ("purchase_30d", "churn_90d"):
         (home / "models" / f"{name}.yaml").write_text(_PROPENSITY.format(name=name))
     (home / "models" / "clusters.yaml").write_text(_CLUSTERS)
+    shutil.copy(shipped("models") / "identity.yaml", home / "models")
     settings = load_settings(home)
     made = Published(settings, Lake(settings.data / "lake"))
     made.lake.root.mkdir(parents=True)
     made.lake.write("customers", _customers())
     made.lake.write("segment_membership", _stays())
+    made.lake.write("identity_log", _merges())
+    _write_records(made)
     _write_traits(made.lake)
     made.lake.versions["online_store"] = fill_online_store(made, 1)
     for name in ("purchase_30d", "clusters"):
@@ -199,6 +216,49 @@ def _customers() -> pa.Table:
             for i in range(CUSTOMERS)
         ],
         arrow_schema("customers"),
+    )
+
+
+def delivered(row: int) -> dict[str, Any]:
+    """The fields of a record as its source delivered it; it is of customer `c{row % CUSTOMERS}`."""
+    return _delivered().select(list(PERSON_FIELDS)).slice(row, 1).to_pylist()[0]
+
+
+@cache
+def _delivered() -> pa.Table:
+    return generate_records(400)[0]
+
+
+def _write_records(made: Published) -> None:
+    """Records of the customers, and the linkage model that they teach."""
+    con = connect(Engine())
+    records = standardize_people(_delivered(), "GB", con)
+    keys = records.select(["source", "source_record_id"])
+    ids = pa.array([f"c{i % CUSTOMERS}" for i in range(len(keys))])
+    since = pa.array([FIRST_FACT] * len(keys), pa.timestamp("us", "UTC"))
+    links = keys.append_column("customer_id", ids).append_column("valid_from", since)
+    never, sure = pa.nulls(len(keys), since.type), pa.array([1.0] * len(keys))
+    links = links.append_column("valid_to", never).append_column("confidence", sure)
+    made.lake.write("records", records)
+    made.lake.write("crosswalk", links)
+    spec = load_spec(made.settings.share("models") / "identity.yaml", IdentitySpec)
+    model = link(records, arrow_schema("identifiers").empty_table(), spec, con).model
+    assert model is not None
+    model.save(made.settings.linkage_model(model.version))
+    made.summary["identity"] = {"model": {"version": model.version}}
+
+
+def _merges() -> pa.Table:
+    """c5 has taken up `young`, which had taken up `old`; the survivor of `lost` is gone too."""
+    into = {"old": "young", "young": "c5", "lost": "nobody", "c6": "c5"}
+    merges = [
+        {"event_id": old, "event": "merged", "customer_id": old, "into_customer_id": new}
+        for old, new in into.items()
+    ]
+    split = {"event_id": "split", "event": "split", "customer_id": "c9", "into_customer_id": "c8"}
+    now = {"event_timestamp": FIRST_FACT, "actor": "refresh", "reason": ""}
+    return pa.Table.from_pylist(
+        [{**e, **now} for e in (*merges, split)], arrow_schema("identity_log")
     )
 
 

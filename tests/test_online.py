@@ -5,11 +5,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from published import AS_OF, SCORED, fill_online_store, make_workspace, traits
+from published import AS_OF, SCORED, delivered, fill_online_store, make_workspace, traits
 
 from cdp_ml import online, serve
 from cdp_ml.config import Settings, load_settings
-from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
+from cdp_ml.errors import CdpError, ConfigError, LinkageError, NotPromotedError
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,62 @@ def test_segments_are_those_that_the_customer_has_not_left(run):
         {"segment": "lapsing", "entered_at": june},
     ]
     assert online.segments(run, "c9") == []
+
+
+@pytest.mark.parametrize("former", ["young", "old"])
+def test_an_id_that_was_merged_away_is_answered_with_the_survivors_data(run, former):
+    assert online.profile(run, former) == online.profile(run, "c5")
+    assert online.score(run, former, "purchase_30d") == online.score(run, "c5", "purchase_30d")
+    assert online.segments(run, former) == online.segments(run, "c5")
+    assert online.profile(run, former)["customer_id"] == "c5"
+
+
+@pytest.mark.parametrize("present", ["c6", "c9"])
+def test_an_id_that_lives_is_itself_whatever_the_log_says_of_the_past(run, present):
+    assert online.profile(run, present)["customer_id"] == present
+
+
+def test_an_id_whose_survivor_is_gone_is_unknown(run):
+    with pytest.raises(online.UnknownCustomerError):
+        online.profile(run, "lost")
+
+
+def test_a_person_is_resolved_to_the_records_and_customer_that_it_might_be(run):
+    best = online.resolve(run, delivered(7))[0]
+    assert best["customer_id"] == "c7"
+    assert best["match_probability"] > 0.9
+
+
+def test_many_callers_who_ask_first_open_one_resolver(workspace):
+    fresh = online.open_online(workspace.settings)
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda _: online.resolve(fresh, delivered(7)), range(4)))
+        resolvers = list(callers.map(lambda _: fresh.resolving.resolver(), range(4)))
+    assert all(answer == answers[0] for answer in answers)
+    assert all(r is resolvers[0] for r in resolvers)
+
+
+def test_nobody_in_particular_is_nobody_and_an_unknown_field_an_error(run):
+    assert online.resolve(run, {}) == []
+    with pytest.raises(LinkageError, match="did you mean 'surname'"):
+        online.resolve(run, {"sirname": "x"})
+
+
+def test_resolving_writes_nothing(workspace, run):
+    before = {p: p.stat().st_mtime_ns for p in workspace.settings.home.rglob("*")}
+    online.resolve(run, delivered(3))
+    assert {p: p.stat().st_mtime_ns for p in workspace.settings.home.rglob("*")} == before
+
+
+@pytest.mark.parametrize("summary", [{}, {"identity": {"model": None}},
+                                     {"identity": {"model": {"version": "gone"}}}])  # fmt: skip
+def test_without_a_linkage_model_the_error_says_what_to_run(tmp_path, summary):
+    workspace = make_workspace(tmp_path / "ws")
+    workspace.summary = summary
+    workspace.publish()
+    run = online.open_online(workspace.settings)
+    with pytest.raises(NotPromotedError, match="cdp-ml refresh --force"):
+        online.resolve(run, delivered(7))
 
 
 def test_models_lists_also_those_without_champion(run):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
-from cdp_ml.standardize import standardize_people
+from cdp_ml.standardize import standardize_emails, standardize_people, standardize_postcodes
 
 ALWAYS = utc(1970, 1, 1)
 THIS_YEAR = utc(2026, 1, 1)
@@ -186,3 +186,18 @@ def test_standardizing_again_changes_nothing(persons, con):
     once = standardize_people(people(*persons), "GB", con).select(PERSON_FIELDS)
     again = [{f: v and str(v) for f, v in row.items()} for row in once.to_pylist()]
     assert standardize_people(people(*again), "GB", con).select(PERSON_FIELDS) == once
+
+
+@pytest.mark.parametrize(
+    ("standardize", "texts"),
+    [
+        (standardize_emails,
+         ["A.B@x-1.example", "a@b.c1", "a@b.1c", "jürgen@müller.example", "a@b", None, "a@٣.co"]),
+        (standardize_postcodes, ["sw1a 1aa", "〒100-0001", "1_000", "٣-4", "00000"]),
+    ],
+)  # fmt: skip
+def test_a_value_alone_is_standardized_as_among_others(standardize, texts):
+    together, findings = standardize(pa.array(texts, pa.string()))
+    alone = [standardize(pa.array([text], pa.string())) for text in texts]
+    assert together.to_pylist() == [values[0].as_py() for values, _ in alone]
+    assert findings.to_pylist() == [found[0].as_py() for _, found in alone]

@@ -162,13 +162,18 @@ def make_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table
 
 def block_keys(blocks: Sequence[Block], nodes: str) -> str:
     """SQL: unique_id and the keys of the blocks of each node; needs table `large`."""
-    hashed = "".join(f", {_key(b.keys)} AS key_{i}" for i, b in enumerate(blocks))
     kept = "".join(
         f", CASE WHEN key_{i} NOT IN (SELECT key FROM large WHERE block = {i}) THEN key_{i} END"
         f" AS key_{i}"
         for i in range(len(blocks))
     )
-    return f"SELECT unique_id{kept} FROM (SELECT unique_id{hashed} FROM {nodes})"
+    return f"SELECT unique_id{kept} FROM ({all_keys(blocks, nodes)})"
+
+
+def all_keys(blocks: Sequence[Block], nodes: str) -> str:
+    """SQL: as `block_keys`, but with the blocks that are left out."""
+    hashed = "".join(f", {_key(b.keys)} AS key_{i}" for i, b in enumerate(blocks))
+    return f"SELECT unique_id{hashed} FROM {nodes}"
 
 
 def begin(db: DuckDBPyConnection) -> None:

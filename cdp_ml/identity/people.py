@@ -7,7 +7,7 @@ values: aliases of a given name, how frequent a value is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,17 +116,33 @@ def make_people(db: DuckDBPyConnection, model: Model, nodes: str = "nodes") -> N
     """Make table `people`: the nodes with `aliases` and, by field with term frequencies, `tf_`."""
     db.register("alias", model.aliases)
     db.register("terms", model.terms)
-    db.execute(f"CREATE OR REPLACE TABLE people AS {people_query(model, nodes)}")
-
-
-def people_query(model: Model, nodes: str) -> str:
-    """SQL: table `people` of the nodes; needs the model's tables as `alias` and `terms`."""
     tf, joins = _frequencies(model.rarest)
-    return f"""
+    db.execute(f"""
+        CREATE OR REPLACE TABLE people AS
         SELECT n.* EXCLUDE (record, source, source_record_id, ingested_at, fingerprint),
             coalesce(a.aliases, []) AS aliases{tf}{_names(model)}
         FROM {nodes} n LEFT JOIN alias a USING (given_name){joins}
+    """)
+
+
+def describe(
+    node: Mapping[str, Any], aliases: Sequence[str], tf: Mapping[str, float], model: Model
+) -> dict[str, Any]:
+    """A row of table `people`, for who cannot wait for `make_people`.
+
+    Args:
+        node: unique_id and the fields.
+        aliases: of the given name.
+        tf: by field, how frequent the value is, if it is listed.
+        model: knows how frequent values are that are not listed.
     """
+    row = {**node, "aliases": list(aliases)}
+    for field, once in model.rarest.items():
+        row[f"tf_{field}"] = None if node[field] is None else tf.get(field, once)
+    if _names(model) and node["given_name"] is not None and node["surname"] is not None:
+        row["names"] = f"{node['given_name']} {node['surname']}"
+        row["tf_names"] = row["tf_given_name"] * row["tf_surname"]
+    return row
 
 
 def _names(model: Model) -> str:

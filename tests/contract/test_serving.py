@@ -8,7 +8,7 @@ import urllib.request
 
 import psutil
 import pytest
-from published import make_workspace
+from published import delivered, make_workspace
 
 from cdp_ml import serve
 from cdp_ml.config import shipped
@@ -109,6 +109,27 @@ def test_segments_and_models(service):
     assert {m["model"] for m in answer["models"]} == {"churn_90d", "clusters", "purchase_30d"}
 
 
+def test_a_person_is_resolved_and_nothing_but_ids_of_others_is_told(service):
+    status, answer = service.ask("resolve", **delivered(7))
+    assert (status, set(answer)) == (200, {"as_of", "candidates"})
+    best = answer["candidates"][0]
+    assert best["customer_id"] == "c7"
+    assert set(best) == {"source", "source_record_id", "customer_id", "match_weight",
+                         "match_probability", "evidence"}  # fmt: skip
+
+
+def test_who_nobody_knows_has_no_candidates(service):
+    for person in ({}, {"given_name": "小龍", "surname": "李"}, {"email": "not an address"}):
+        status, answer = service.ask("resolve", **person)
+        assert (status, answer["candidates"]) == (200, [])
+
+
+def test_an_id_that_was_merged_away_is_answered_for_with_the_survivors(service):
+    for method, more in (("profile", {}), ("segments", {}), ("score", {"model": "clusters"})):
+        status, answer = service.ask(method, customer_id="old", **more)
+        assert (status, answer["customer_id"]) == (200, "c5")
+
+
 @pytest.mark.parametrize(
     ("method", "body", "status", "error", "message"),
     [
@@ -119,6 +140,8 @@ def test_segments_and_models(service):
         ("score", {"customer_id": "c1"}, 400, "InvalidRequest", "model: Field required"),
         ("score", {"customer_id": 3, "model": "m"}, 400, "InvalidRequest", "valid string"),
         ("profile", {"customer_id": "c1", "jane": 1}, 400, "InvalidRequest", "jane"),
+        ("resolve", {"surnam": "jane"}, 400, "InvalidRequest", "surnam"),
+        ("resolve", {"surname": 7}, 400, "InvalidRequest", "valid string"),
     ],
 )
 def test_errors_say_their_kind_and_what_is_wrong(service, method, body, status, error, message):
@@ -154,7 +177,7 @@ def test_the_openapi_page_describes_requests_answers_and_errors(service):
     assert set(asked["example"]) == {"customer_id", "model"}
     assert set(spec["components"]["schemas"]["Error"]["properties"]) == {"error", "message"}
     assert spec["info"]["title"] == "cdp-ml"
-    for path in ("score", "profile", "segments", "models", "status"):
+    for path in ("score", "profile", "segments", "resolve", "models", "status"):
         told = spec["paths"][f"/{path}"]["post"]
         assert told["summary"]
         assert set(told["responses"]) == {"200", "400", "404", "409", "500", "503"}
@@ -163,6 +186,8 @@ def test_the_openapi_page_describes_requests_answers_and_errors(service):
 def test_the_log_holds_neither_personal_data_nor_tracebacks(service):
     service.ask("profile", customer_id="c5")
     service.ask("score", customer_id="jane@example.org", model=["jane"])
+    service.ask("resolve", email="jane@example.org", given_name="jane", birth_date="zuzana")
+    service.ask("resolve", email=["jane@example.org"])
     service.post("/score", b'{"customer_id": "jane@example.org"')
     log = service.log.read_text()
     assert "refused a request" in log
