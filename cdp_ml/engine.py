@@ -11,6 +11,7 @@ from cdp_ml.config import Engine
 from cdp_ml.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
@@ -54,6 +55,13 @@ def private_connection(con: SQLBackend) -> DuckDBPyConnection:
             db.execute(f"SET {name} = '{value}'")
     db.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return db
+
+
+def to_arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
+    """The rows in memory, be they there already or an expression of the engine."""
+    import pyarrow as pa
+
+    return table if isinstance(table, pa.Table) else con.to_pyarrow(table)
 
 
 def where(con: SQLBackend, table: Table, condition: str, origin: str, keep: Sequence[str]) -> Table:

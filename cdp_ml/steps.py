@@ -339,11 +339,10 @@ def _keep_linkage_model(run: Run, model: Model | None, metrics: dict[str, float]
         return None
     model.save(run.settings.linkage_model(model.version))
     _log_linkage_model(run, model, metrics)
-    specification = _linkage_specification(run)
     return {
         "version": model.version,
         "as_of": run.as_of.isoformat(),
-        "specification": specification,
+        "specification": _linkage_specification(run),
         "records": model.records,
     }
 

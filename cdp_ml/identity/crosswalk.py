@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from typing import TYPE_CHECKING
 
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.engine import private_connection
+from cdp_ml.engine import private_connection, to_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
-
-log = logging.getLogger(__name__)
 
 _MEMBERS = """
 CREATE TABLE members AS
@@ -179,7 +176,7 @@ def assign_customer_ids(
     """
     db = private_connection(con)
     db.register("clusters", clusters)
-    db.register("previous", previous if _is_arrow(previous) else con.to_pyarrow(previous))
+    db.register("previous", to_arrow(previous, con))
     for statement in (_MEMBERS, _CONCERNED, _HELD, _OVERLAPS):
         db.execute(statement)
     db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")
@@ -198,12 +195,6 @@ def assign_customer_ids(
         log=_asked(db, "identity_log", _LOG, known_at),
         moved=moved,
     )
-
-
-def _is_arrow(table: Table | pa.Table) -> bool:
-    import pyarrow as pa
-
-    return isinstance(table, pa.Table)
 
 
 def _grows(db: DuckDBPyConnection, insert: str, parameters: dict[str, str]) -> bool:

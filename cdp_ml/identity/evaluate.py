@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
-from cdp_ml.engine import private_connection
+from cdp_ml.engine import private_connection, to_arrow
 from cdp_ml.identity.model import Model
 
 if TYPE_CHECKING:
@@ -95,16 +95,10 @@ def _cells(
 ) -> dict[str, Array]:
     """Records by customer, person (both numbered), and source; with the `unit` of each count."""
     db = private_connection(con)
-    db.register("crosswalk", _arrow(crosswalk, con))
-    db.register("truth", _arrow(truth, con))
+    db.register("crosswalk", to_arrow(crosswalk, con))
+    db.register("truth", to_arrow(truth, con))
     cells: dict[str, Array] = db.execute(_CELLS).fetchnumpy()
     return {**cells, "unit": _units(cells["customer"], cells["person"])}
-
-
-def _arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
-    import pyarrow as pa
-
-    return table if isinstance(table, pa.Table) else con.to_pyarrow(table)
 
 
 def _units(customer: Array, person: Array) -> Array:
@@ -258,7 +252,7 @@ def evaluate_thresholds(
     ]
     # At the least threshold the components, inside of which all pairs are weighed, hold all others.
     db, _ = weigh(records, identifiers, asked[0], con, model=model, overrides=overrides)
-    known = _arrow(truth, con)
+    known = to_arrow(truth, con)
     found = []
     for at in asked:
         scores = _scores(_clusters(db, at), known, con)

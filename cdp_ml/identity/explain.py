@@ -13,10 +13,10 @@ from cdp_ml.engine import private_connection
 from cdp_ml.errors import LinkageError
 from cdp_ml.identity.comparisons import KINDS
 from cdp_ml.identity.model import Model
-from cdp_ml.identity.people import FIELDS, make_people, number_records
+from cdp_ml.identity.people import CANDIDATES, FIELDS, make_people, number_records
 from cdp_ml.identity.review import Identity, Who, find, standing, unknown
 from cdp_ml.identity.scope import list_certain
-from cdp_ml.identity.weighing import levels, make_linker, quiet_splink, weight
+from cdp_ml.identity.weighing import levels, predict, weight
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,21 +31,14 @@ SELECT DISTINCT least(l.unique_id, r.unique_id) AS join_key_l,
 FROM nodes l JOIN nodes r ON l.unique_id <> r.unique_id
 WHERE list_contains($one, l.record) AND list_contains($other, r.record)
 """
-_COMPARED = """
-(FROM nodes WHERE unique_id IN
-    (SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates))
-"""
 _STRONGEST = """
 SELECT c.*, l.record AS record_l, r.record AS record_r, {weights}
 FROM {compared} c
 JOIN nodes l ON unique_id_l = l.unique_id JOIN nodes r ON unique_id_r = r.unique_id
 ORDER BY weight DESC, record_l, record_r LIMIT 1
 """
-# Who bear one identifier are listed with the first of them.
 _SHARED = """
-WITH listed AS (FROM certain UNION SELECT one, one, identifier_type FROM certain)
-SELECT DISTINCT identifier_type FROM listed l JOIN listed r USING (one, identifier_type)
-WHERE l.other = $l AND r.other = $r ORDER BY identifier_type
+SELECT identifier_type FROM certain WHERE one = least($l, $r) AND other = greatest($l, $r)
 """
 
 
@@ -101,23 +94,13 @@ def _strongest(
     db.register("records", known.con.to_pyarrow(records))
     number_records(db)
     db.execute(_CANDIDATES, {"one": _records_of(a), "other": _records_of(b)})
-    make_people(db, model, _COMPARED)
+    make_people(db, model, CANDIDATES)
     weights = ", ".join(f"{weight(m)} AS {name}" for name, m in _stages(model).items())
-    compared = _compare(db, model)
+    compared = predict(db, model, explaining=True)
     found = db.sql(_STRONGEST.format(weights=weights, compared=compared)).to_arrow_table()
     if not found.num_rows:
         raise LinkageError("there are no two records to compare that a source still delivers")
     return db, found.to_pylist()[0]
-
-
-def _compare(db: DuckDBPyConnection, model: Model) -> str:
-    """As `weighing.predict`, with what each comparison contributes."""
-    with quiet_splink():
-        linker = make_linker(db, model, explaining=True)
-        candidates = linker._db_api.register("candidates")
-        blocked = linker.table_management.register_blocked_pairs_for_predict(candidates)
-        blocked.metadata["registered_for_predict"] = False
-        return str(linker.inference.predict(warning_mode="never").physical_name)
 
 
 def _stages(model: Model) -> dict[str, Model]:

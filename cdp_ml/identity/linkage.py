@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
-from cdp_ml.engine import private_connection
+from cdp_ml.engine import private_connection, to_arrow
 from cdp_ml.identity import blocking, scope
 from cdp_ml.identity.clustering import (
     FORBIDDEN,
@@ -28,7 +28,7 @@ from cdp_ml.identity.clustering import (
 )
 from cdp_ml.identity.comparisons import Kind, usable
 from cdp_ml.identity.model import Model
-from cdp_ml.identity.people import FIELDS, make_people, number_records
+from cdp_ml.identity.people import CANDIDATES, FIELDS, make_people, number_records
 from cdp_ml.identity.training import train
 from cdp_ml.identity.weighing import evidence, pattern, predict, weight
 
@@ -133,14 +133,15 @@ def weigh(
     """
     db = private_connection(con)
     keys = ("source", "source_record_id")
-    db.register("records", _arrow(records, (*keys, "ingested_at", *FIELDS), con))
-    db.register("identifiers", _arrow(identifiers, (*keys, "identifier_type", "identifier"), con))
+    db.register("records", to_arrow(records.select([*keys, "ingested_at", *FIELDS]), con))
+    columns = [*keys, "identifier_type", "identifier"]
+    db.register("identifiers", to_arrow(identifiers.select(columns), con))
     filled = number_records(db)
     model = model or _trained(db, spec, filled)
     scope.list_overrides(db, overrides)
     scope.list_certain(db, spec.deterministic, spec.max_group)
     for name, table in (former or {}).items():
-        db.register(f"former_{name}", table if _is_arrow(table) else con.to_pyarrow(table))
+        db.register(f"former_{name}", to_arrow(table, con))
     scope.begin(db, former is not None)
     _weigh_all(db, spec, model, former is not None)
     return db, model
@@ -156,17 +157,6 @@ def check_specification(spec: IdentitySpec) -> None:
     usable(spec, nothing)
     for rules in (spec.blocking_rules, spec.training_rules, spec.prior_rules):
         blocking.usable_rules(rules, nothing)
-
-
-def _arrow(table: Table | pa.Table, columns: tuple[str, ...], con: SQLBackend) -> pa.Table:
-    wanted = table.select(list(columns))
-    return wanted if _is_arrow(wanted) else con.to_pyarrow(wanted)
-
-
-def _is_arrow(table: Table | pa.Table) -> bool:
-    import pyarrow as pa
-
-    return isinstance(table, pa.Table)
 
 
 def _trained(db: DuckDBPyConnection, spec: IdentitySpec, filled: Mapping[str, int]) -> Model | None:
@@ -206,25 +196,18 @@ def _weigh_all(db: DuckDBPyConnection, spec: IdentitySpec, model: Model | None, 
             tables `scope` and `changed` then tell what that is.
     """
     db.execute("CREATE TABLE pairs (one BIGINT, other BIGINT, weight DOUBLE, pattern BIGINT)")
-    if model is not None:
-        blocking.make_blocks(db, model.blocks, model.large_blocks)
-        blocking.begin(db)
-        make_people(db, model, "(FROM nodes LIMIT 0)")
-        predicted = predict(db, model)
-    if part and model is not None:
+    if model is None:
+        if part:
+            scope.widen(db, bits_of(spec))
+        return
+    blocking.make_blocks(db, model.blocks, model.large_blocks)
+    blocking.begin(db)
+    make_people(db, model, "(FROM nodes LIMIT 0)")
+    predicted = predict(db, model)
+    if part:
         blocking.pair_up(db, model.blocks, spec.max_pairs, among="changed")
         _weigh(db, model, predicted)
-    if part:
         scope.widen(db, bits_of(spec))
-    if model is not None:
-        _weigh_scope(db, spec, model, predicted, part)
-
-
-def _weigh_scope(
-    db: DuckDBPyConnection, spec: IdentitySpec, model: Model, predicted: str, part: bool
-) -> None:
-    """Weigh what is in scope and not yet weighed, then what its components lack."""
-    if part:
         # What changed has been compared with all.
         db.execute("""
             CREATE OR REPLACE TABLE blocks AS
@@ -246,14 +229,11 @@ def _weigh(db: DuckDBPyConnection, model: Model, predicted: str) -> None:
         model: the model.
         predicted: the view of `weighing.predict`, which reads tables `people` and `candidates`.
     """
-    make_people(db, model, f"(FROM nodes WHERE unique_id IN ({_ENDS}))")
+    make_people(db, model, CANDIDATES)
     db.execute(f"""
         INSERT INTO pairs SELECT unique_id_l, unique_id_r, {weight(model)}, {pattern(model)}
         FROM {predicted}
     """)
-
-
-_ENDS = "SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates"
 
 
 def bits_of(spec: IdentitySpec) -> float:
@@ -270,7 +250,8 @@ def _list_components(db: DuckDBPyConnection, bits: float) -> None:
     import numpy as np
     import pyarrow as pa
 
-    ids, pairs = scope.records(db), scope.pairs(db, _WEIGHTS)
+    ids = scope.records(db)
+    pairs = scope.pairs(db, ids, _WEIGHTS)
     one, other = pairs["one"], pairs["other"]
     label = components(len(ids), one, other, pairs["weight"], bits)
     size = np.bincount(label)
@@ -316,10 +297,10 @@ def partition(db: DuckDBPyConnection, spec: IdentitySpec) -> tuple[Any, Any, lis
     import numpy as np
 
     ids = scope.records(db)
-    pairs, apart = scope.pairs(db, _WEIGHTS), scope.pairs(db, _APART)
+    pairs, apart = scope.pairs(db, ids, _WEIGHTS), scope.pairs(db, ids, _APART)
     weighed = (pairs["one"], pairs["other"], pairs["weight"])
     label, bridges = cluster_pairs(len(ids), weighed, bits_of(spec), spec.max_cluster)
-    links = scope.pairs(db, f"{_LINKS} ORDER BY personal DESC, one, other")
+    links = scope.pairs(db, ids, f"{_LINKS} ORDER BY personal DESC, one, other")
     label, left_out = join_clusters(
         label,
         (links["one"], links["other"]),
@@ -337,7 +318,7 @@ def _cluster(db: DuckDBPyConnection, spec: IdentitySpec) -> None:
     import pyarrow as pa
 
     ids, label, doubts = partition(db, spec)
-    strong = scope.pairs(db, _STRONG, bits=bits_of(spec))
+    strong = scope.pairs(db, ids, _STRONG, bits=bits_of(spec))
     confidence = weakest_links(label, strong["one"], strong["other"], strong["probability"])
     columns = {"unique_id": ids, "cluster": label, "confidence": confidence[label]}
     db.register("clustered", pa.table(columns))

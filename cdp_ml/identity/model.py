@@ -72,6 +72,11 @@ class Model:
         return {**plain, "blocks": [vars(b) for b in self.blocks]}
 
     @property
+    def json(self) -> str:
+        """Version and content, as `model.json` holds them."""
+        return json.dumps({"version": self.version, **self.content}, indent=1, default=list)
+
+    @property
     def version(self) -> str:
         """A hash of all that was learned."""
         digest = hashlib.sha256(json.dumps(self.content, sort_keys=True, default=list).encode())
@@ -94,8 +99,7 @@ class Model:
             path = partial / f"{name}.parquet"
             # Read again, a list is then of the type that it was: the version hashes it.
             pq.write_table(getattr(self, name), path, use_compliant_nested_type=False)
-        text = json.dumps({"version": self.version, **self.content}, indent=1, default=list)
-        (partial / "model.json").write_text(text, encoding="utf-8")
+        (partial / "model.json").write_text(self.json, encoding="utf-8")
         os.replace(partial, folder)
 
     @classmethod

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FIELDS = ("given_name", "surname", "email", "phone", "birth_date", "street", "postcode", "city")
 NOBODY = 20
 """An e-mail or phone number on more records than this identifies nobody: info@…, 000000."""
+CANDIDATES = """(FROM nodes WHERE unique_id IN
+    (SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates))"""
+"""SQL: the nodes that occur in table `candidates`."""
 LEAST_RECORDS_FOR_TERMS = 200
 """Among fewer records the frequency of a name says nothing about how common it is."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,7 @@ def write_report(model: Model, metrics: Mapping[str, float], folder: Path) -> No
         folder: where to write; made if absent.
     """
     save_figures(model_figures(model), folder / "plots")
-    text = json.dumps({"version": model.version, **model.content}, indent=1, default=list)
-    (folder / "model.json").write_text(text, encoding="utf-8")
+    (folder / "model.json").write_text(model.json, encoding="utf-8")
     (folder / "report.md").write_text(report(model, metrics), encoding="utf-8")
 
 

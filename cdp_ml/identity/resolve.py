@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
 from cdp_ml.contracts import PERSON_FIELDS
-from cdp_ml.engine import private_connection
+from cdp_ml.engine import private_connection, to_arrow
 from cdp_ml.errors import LinkageError, nearest
 from cdp_ml.identity import blocking
 from cdp_ml.identity.model import Model
@@ -212,8 +212,9 @@ def _base(
 ) -> _Base:
     db = private_connection(con)
     keys = ("source", "source_record_id")
-    db.register("records", _arrow(records, (*keys, "ingested_at", *FIELDS), con))
-    db.register("crosswalk", _arrow(crosswalk, (*keys, "customer_id", "valid_to"), con))
+    db.register("records", to_arrow(records.select([*keys, "ingested_at", *FIELDS]), con))
+    links = crosswalk.select([*keys, "customer_id", "valid_to"])
+    db.register("crosswalk", to_arrow(links, con))
     number_records(db)
     blocking.make_blocks(db, model.blocks, model.large_blocks)
     make_people(db, model)
@@ -290,10 +291,3 @@ def _check_fields(person: Mapping[str, Any]) -> None:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-def _arrow(table: Table | pa.Table, columns: tuple[str, ...], con: SQLBackend) -> pa.Table:
-    import pyarrow as pa
-
-    wanted = table.select(list(columns))
-    return wanted if isinstance(wanted, pa.Table) else con.to_pyarrow(wanted)

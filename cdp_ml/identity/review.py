@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.engine import private_connection
+from cdp_ml.engine import private_connection, to_arrow
 from cdp_ml.errors import ConfigError, LinkageError, nearest
 from cdp_ml.identity.crosswalk import assign_customer_ids
 from cdp_ml.identity.linkage import link
@@ -62,12 +62,9 @@ class Identity:
 
     def ask(self, query: str, params: Any = None, **tables: Table | pa.Table) -> pa.Table:
         """Answer SQL on some tables, in a database of its own."""
-        import pyarrow as pa
-
         db = private_connection(self.con)
         for name, table in tables.items():
-            given = table if isinstance(table, pa.Table) else self.con.to_pyarrow(table)
-            db.register(name, given)
+            db.register(name, to_arrow(table, self.con))
         return db.sql(query, params=params).to_arrow_table()
 
 

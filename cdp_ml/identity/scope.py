@@ -145,11 +145,12 @@ def records(db: DuckDBPyConnection) -> Any:
     return db.execute("SELECT unique_id FROM scope ORDER BY unique_id").fetchnumpy()["unique_id"]
 
 
-def pairs(db: DuckDBPyConnection, query: str, **given: float) -> dict[str, Any]:
+def pairs(db: DuckDBPyConnection, ids: Any, query: str, **given: float) -> dict[str, Any]:
     """What a query tells of the pairs in scope.
 
     Args:
         db: the database.
+        ids: the `records`.
         query: SQL with columns one and other (unique_id).
         given: its parameters.
 
@@ -158,7 +159,6 @@ def pairs(db: DuckDBPyConnection, query: str, **given: float) -> dict[str, Any]:
     """
     import numpy as np
 
-    ids = records(db)
     within = f"SELECT * FROM ({query}) WHERE one IN (FROM scope) AND other IN (FROM scope)"
     everything = len(ids) == db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
     found: dict[str, Any] = db.execute(query if everything else within, given).fetchnumpy()

@@ -24,19 +24,20 @@ CONTRADICTED = -12.0
 HARD_FACTS = ("given_name", "birth_date")
 
 
-def predict(db: DuckDBPyConnection, model: Model) -> str:
+def predict(db: DuckDBPyConnection, model: Model, explaining: bool = False) -> str:
     """Weigh table `candidates` with the model of all pairs.
 
     Args:
         db: with tables `people` and `candidates`.
         model: its settings.
+        explaining: also tell what each comparison contributes, `mw_`.
 
     Returns:
         The name of a view: unique_id_l, unique_id_r, match_weight, match_probability and by
-        comparison the level found, `gamma_`. To be read once, before the tables change.
+        comparison the level found, `gamma_`. It reads the tables as they are whenever it is asked.
     """
     with quiet_splink():
-        linker = make_linker(db, model)
+        linker = make_linker(db, model, explaining)
         table = linker._db_api.register("candidates")
         blocked = linker.table_management.register_blocked_pairs_for_predict(table)
         # Splink would first copy the records that occur; `people` holds no others.
