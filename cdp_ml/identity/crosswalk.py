@@ -16,28 +16,25 @@ if TYPE_CHECKING:
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
-_MEMBERS = """
-CREATE TABLE members AS
-SELECT *, source || ':' || source_record_id AS record FROM clusters
-"""
-# Of former links only those count whose record is linked now, or whose customer such a record had.
-_CONCERNED = """
-CREATE TABLE concerned AS
-SELECT * FROM previous WHERE customer_id IN (
-    SELECT customer_id FROM previous SEMI JOIN clusters USING (source, source_record_id)
-)
-"""
 _HELD = """
 CREATE TABLE held AS
-SELECT source, source_record_id, customer_id, confidence, valid_from FROM concerned
+SELECT source, source_record_id, customer_id, confidence, valid_from FROM previous
 WHERE valid_to IS NULL
+"""
+# `place`: of two records the earlier stays so, whatever others there are.
+_MEMBERS = """
+CREATE TABLE members AS
+SELECT m.*, h.customer_id AS before, h.confidence AS confidence_before,
+    h.valid_from AS valid_from_before
+FROM (SELECT *, row_number() OVER () AS place FROM clusters) m
+LEFT JOIN held h USING (source, source_record_id)
 """
 # `since` and `first` belong to one record, and a record to one overlap: the order is total.
 _OVERLAPS = """
 CREATE TABLE common AS
-SELECT cluster, customer_id, count(*) AS records, min(ingested_at) AS since,
-    arg_min(record, (ingested_at, record)) AS first
-FROM members JOIN held USING (source, source_record_id) GROUP BY ALL
+SELECT cluster, before AS customer_id, count(*) AS records, min(ingested_at) AS since,
+    min(place) AS first
+FROM members WHERE before IS NOT NULL GROUP BY ALL
 """
 _KEEP = """
 INSERT INTO assigned
@@ -59,11 +56,11 @@ SELECT cluster, customer_id, false FROM (
             AS of_cluster,
         row_number() OVER (PARTITION BY customer_id ORDER BY records DESC, since, first) AS of_id
     FROM (
-        SELECT cluster, customer_id, count(DISTINCT record) AS records, max(valid_to) AS until,
-            min(ingested_at) AS since, min(record) AS first
-        FROM members JOIN concerned USING (source, source_record_id)
-        WHERE cluster NOT IN (SELECT cluster FROM assigned)
-          AND customer_id NOT IN (SELECT customer_id FROM held)
+        SELECT cluster, customer_id, count(DISTINCT place) AS records, max(valid_to) AS until,
+            min(ingested_at) AS since, min(place) AS first
+        FROM (FROM members ANTI JOIN assigned USING (cluster))
+        JOIN previous USING (source, source_record_id)
+        WHERE customer_id NOT IN (SELECT customer_id FROM held)
           AND customer_id NOT IN (SELECT customer_id FROM assigned)
         GROUP BY ALL
     )
@@ -73,8 +70,9 @@ _NEW_IDS = """
 INSERT INTO assigned
 SELECT cluster, customer_id, true FROM (
     SELECT cluster, 'c' || left(md5(first || $salt), 16) AS customer_id, first FROM (
-        SELECT cluster, arg_min(record, (ingested_at, record)) AS first FROM members
-        WHERE cluster NOT IN (SELECT cluster FROM assigned) GROUP BY cluster
+        SELECT cluster, source || ':' || source_record_id AS first
+        FROM members ANTI JOIN assigned USING (cluster)
+        QUALIFY row_number() OVER (PARTITION BY cluster ORDER BY ingested_at, first) = 1
     )
 )
 WHERE customer_id NOT IN (SELECT customer_id FROM previous)
@@ -83,10 +81,7 @@ QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY first) = 1
 """
 _LINKS = """
 CREATE TABLE links AS
-SELECT m.source, m.source_record_id, a.customer_id, h.customer_id AS before, m.ingested_at,
-    m.confidence, h.confidence AS confidence_before, h.valid_from AS valid_from_before
-FROM members m JOIN assigned a USING (cluster)
-LEFT JOIN held h USING (source, source_record_id)
+SELECT * EXCLUDE (cluster, place, fresh) FROM members JOIN assigned USING (cluster)
 """
 # A link from this very instant was never seen: it is replaced, not closed.
 _CHANGES = """
@@ -115,7 +110,9 @@ WITH moved AS (
     FROM links WHERE before <> customer_id GROUP BY ALL
 ), alive AS (
     SELECT customer_id FROM links WHERE customer_id IN (SELECT before FROM moved)
-    UNION SELECT customer_id FROM held ANTI JOIN links USING (source, source_record_id)
+    UNION SELECT customer_id
+    FROM (FROM held WHERE customer_id IN (SELECT before FROM moved))
+    ANTI JOIN links USING (source, source_record_id)
 ), changes AS (
     SELECT 'created' AS event, customer_id, NULL AS into_customer_id,
         count(*) || ' new records' AS reason
@@ -177,7 +174,7 @@ def assign_customer_ids(
     db = private_connection(con)
     db.register("clusters", clusters)
     db.register("previous", to_arrow(previous, con))
-    for statement in (_MEMBERS, _CONCERNED, _HELD, _OVERLAPS):
+    for statement in (_HELD, _MEMBERS, _OVERLAPS):
         db.execute(statement)
     db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")
     for former in (_KEEP, _RESTORE):
