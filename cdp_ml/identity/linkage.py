@@ -330,6 +330,11 @@ def _cluster(db: DuckDBPyConnection, spec: IdentitySpec) -> None:
 # ---- what was found -----------------------------------------------------------------------------
 
 
+# There are few patterns: what each says is put in words once.
+_SAID = """
+CREATE TABLE said AS
+SELECT pattern, {evidence} AS said FROM (SELECT DISTINCT pattern FROM pairs)
+"""
 _EDGES = """
 WITH found AS (
     SELECT * FROM (SELECT one, other, weight, pattern FROM pairs WHERE weight >= $bits)
@@ -347,10 +352,10 @@ SELECT record_l, record_r,
         WHEN decision IS NULL AND identifier_type IS NULL THEN 1 / (1 + pow(2, -weight))
         ELSE 1 END AS match_probability,
     concat_ws('; ', nullif(reason, ''), 'same ' || identifier_type || ' identifier',
-        nullif({evidence}, '')) AS evidence,
+        nullif(said, '')) AS evidence,
     coalesce(actor, 'refresh') AS actor,
     coalesce(event_timestamp, $known_at) AS known_at
-FROM named ORDER BY record_l, record_r
+FROM named LEFT JOIN said USING (pattern) ORDER BY one, other
 """
 _CLUSTERS = """
 SELECT source, source_record_id, ingested_at, cluster, confidence
@@ -375,9 +380,9 @@ WITH open AS (
 )
 SELECT least(l.record, r.record) AS record_l, greatest(l.record, r.record) AS record_r,
     why AS reason, weight AS match_weight, 1 / (1 + pow(2, -weight)) AS match_probability,
-    {evidence} AS evidence, $known_at AS known_at
+    said AS evidence, $known_at AS known_at
 FROM apart JOIN nodes l ON one = l.unique_id JOIN nodes r ON other = r.unique_id
-ORDER BY record_l, record_r
+LEFT JOIN said USING (pattern) ORDER BY record_l, record_r
 """
 
 
@@ -388,13 +393,13 @@ def _found(
     part: bool,
     known_at: datetime,
 ) -> Linkage:
-    said = "NULL" if model is None else evidence(model)
+    db.execute(_SAID.format(evidence="NULL" if model is None else evidence(model)))
     given = {"bits": bits_of(spec), "known_at": known_at}
     review = {**given, "review": _bits(spec.review)}
     found = {
-        "edges": _asked(db, "edges", _EDGES.replace("{evidence}", said), given),
+        "edges": _asked(db, "edges", _EDGES, given),
         "compared": _asked(db, "compared", _COMPARED),
-        "reviews": _asked(db, "reviews", _REVIEWS.replace("{evidence}", said), review),
+        "reviews": _asked(db, "reviews", _REVIEWS, review),
     }
     return Linkage(
         **found,

@@ -23,17 +23,19 @@ FROM overrides JOIN nodes l ON record_l = l.record JOIN nodes r ON record_r = r.
 WHERE undone_at IS NULL AND l.unique_id <> r.unique_id
 QUALIFY row_number() OVER (PARTITION BY one, other ORDER BY event_timestamp DESC, decision) = 1
 """
+# An identifier that only one record bears as its own id joins nothing.
 _CERTAIN = """
 CREATE TABLE certain AS
 WITH joining AS (
     SELECT * FROM identifiers
     WHERE list_contains($types, identifier_type)
        OR (list_contains($types, '*') AND identifier_type IN (SELECT source FROM nodes))
-), shared AS (
-    SELECT identifier_type, identifier FROM joining GROUP BY ALL HAVING count(*) > 1
+), noted AS (
+    SELECT DISTINCT identifier_type, identifier FROM joining
+    WHERE identifier_type <> source OR identifier <> source_record_id
 ), bearers AS (
     SELECT DISTINCT identifier_type, identifier, unique_id
-    FROM joining SEMI JOIN shared USING (identifier_type, identifier)
+    FROM joining SEMI JOIN noted USING (identifier_type, identifier)
     JOIN nodes USING (source, source_record_id)
 ), grouped AS (
     SELECT *, count(*) OVER (PARTITION BY identifier_type, identifier) AS records FROM bearers
@@ -80,16 +82,17 @@ SELECT record_l, record_r FROM former
 WHERE one IS NULL OR other IS NULL OR one IN (FROM scope) OR other IN (FROM scope)
 """,
     "compared": """
-SELECT source, source_record_id FROM former_compared
+SELECT source, source_record_id FROM (FROM former_compared ANTI JOIN nodes USING (fingerprint))
 ANTI JOIN nodes USING (source, source_record_id)
 """,
     "reviews": """
-WITH again AS (SELECT record FROM nodes WHERE unique_id IN (FROM changed)),
-    near AS (SELECT record FROM nodes WHERE unique_id IN (FROM scope))
-SELECT record_l, record_r FROM former_reviews
-WHERE record_l IN (FROM again) OR record_r IN (FROM again)
-   OR record_l IN (FROM near) AND record_r IN (FROM near)
-   OR record_l NOT IN (SELECT record FROM nodes) OR record_r NOT IN (SELECT record FROM nodes)
+WITH ends AS (
+    SELECT record_l, record_r, unnest([record_l, record_r]) AS record FROM former_reviews
+)
+SELECT record_l, record_r FROM ends LEFT JOIN nodes USING (record)
+LEFT JOIN (SELECT unique_id, true AS near FROM scope) USING (unique_id)
+LEFT JOIN (SELECT unique_id, true AS again FROM changed) USING (unique_id)
+GROUP BY ALL HAVING bool_or(again) OR bool_and(coalesce(near, false)) OR count(unique_id) < 2
 """,
 }
 
@@ -135,7 +138,7 @@ def widen(db: DuckDBPyConnection, bits: float) -> None:
     records = db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
     graph = coo_array((np.ones(len(ends["one"])), (ends["one"], ends["other"])), (records, records))
     label = connected_components(graph, directed=False)[1]
-    touched = np.flatnonzero(np.isin(label, label[seeds]))
+    touched = np.flatnonzero(np.bincount(label[seeds], minlength=records)[label])
     db.register("touched", pa.table({"unique_id": touched.astype(np.int64)}))
     db.execute("CREATE OR REPLACE TABLE scope AS FROM touched")
 
