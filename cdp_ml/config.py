@@ -270,11 +270,24 @@ class Settings(BaseSettings):
 
 
 class Label(Spec):
-    """The outcome to predict: whether `event` happens (or not) within `within_days`."""
+    """The outcome to predict: whether `event` happens (or not) within `within_days`.
 
-    event: Literal["order"] = "order"
+    `event` is an order or a type of events such as email_opened; with `category` or `product`, one
+    of these. A value model predicts what is spent on such orders.
+    """
+
+    event: str = "order"
+    category: str | None = None
+    product: str | None = None
     happens: bool = True
     within_days: PositiveInt = 30
+
+    @property
+    def outcome(self) -> str:
+        """The outcome in words, such as "no order", or "order of cushions"."""
+        what = "order" if self.event == "order" else self.event.replace("_", " ")
+        of = " and ".join(x for x in (self.category, self.product) if x)
+        return ("" if self.happens else "no ") + what + (f" of {of}" if of else "")
 
 
 class Snapshots(Spec):
@@ -282,6 +295,12 @@ class Snapshots(Spec):
 
     count: PositiveInt = 8
     every_days: PositiveInt = 30
+
+
+class Tuning(Spec):
+    """A search for better parameters on earlier instants, within a budget of minutes."""
+
+    minutes: PositiveFloat
 
 
 class Cut(Spec):
@@ -303,7 +322,7 @@ class ModelSpec(Spec):
     """A model: what it predicts, for whom, from which features, how it is judged and how often."""
 
     name: str
-    task: Literal["propensity", "clustering"]
+    task: Literal["propensity", "value", "clustering"]
     description: str
     features: str
     label: Label = Label()
@@ -313,7 +332,14 @@ class ModelSpec(Spec):
     inputs: tuple[str, ...] = ()
     beat_baselines_by: float = 0.0
     cadence_days: PositiveInt = 30
+    tuning: Tuning | None = None
     segments: dict[str, Cut] = {}
+
+    @model_validator(mode="after")
+    def _value_is_of_orders(self) -> ModelSpec:
+        if self.task == "value" and (self.label.event != "order" or not self.label.happens):
+            raise ValueError("label: a value model predicts spend: leave out 'event' and 'happens'")
+        return self
 
 
 class Comparison(Spec):

@@ -289,31 +289,53 @@ def training_frame(
 ) -> pa.Table:
     """The rows from which a model is trained and tested.
 
-    Outcomes are those that are known at the split's `as_of`: an order counts for the customer that
-    was then known to be its buyer, under whatever ids the buyer's records had before.
+    Outcomes are those that are known at the split's `as_of`: a fact counts for the customer that
+    was then known to be behind it, under whatever ids the customer's records had before.
 
     Returns:
-        customer_id, event_timestamp, the features, and label (propensities).
+        customer_id, event_timestamp, the features, and label (all tasks but clustering).
     """
-    from cdp_ml.learn.labels import build_labels
-
     features = eligible_features(settings, lake, con, spec, split.instants)
     if spec.task == "clustering":
         return features
-    held = con.create_table("_eligible", features, temp=True, overwrite=True)
-    orders = _keyed(lake, con, "transactions", split.as_of)
-    orders = _under_former_ids(orders, lake.read("crosswalk", con), split.as_of)
-    labels = build_labels(held, orders, spec)
+    return with_labels(lake, con, spec, features, split.as_of)
+
+
+def with_labels(
+    lake: Lake, con: SQLBackend, spec: ModelSpec, rows: pa.Table, as_of: datetime
+) -> pa.Table:
+    """The rows of customers at instants with a model's label, by what is known at `as_of`.
+
+    Args:
+        lake: the tables.
+        con: the engine.
+        spec: the model.
+        rows: customer_id, event_timestamp and any further columns.
+        as_of: UTC; the rows' label windows must have closed by then.
+
+    Returns:
+        The rows with the column `label`.
+
+    Raises:
+        NotPromotedError: if the label is about a category that no product has.
+    """
+    from cdp_ml.learn.labels import build_labels, facts_table, outcomes
+
+    held = con.create_table("_eligible", rows, temp=True, overwrite=True)
+    facts = _keyed(lake, con, facts_table(spec.label), as_of)
+    facts = outcomes(facts, lake.read("products", con), spec)
+    facts = _under_former_ids(facts, lake.read("crosswalk", con), as_of)
+    labels = build_labels(held, facts, spec)
     return con.to_pyarrow(held.join(labels, ["customer_id", "event_timestamp"]))
 
 
-def _under_former_ids(orders: Table, crosswalk: Table, as_of: datetime) -> Table:
-    """The orders once for each id that the buyer's records ever had."""
+def _under_former_ids(facts: Table, crosswalk: Table, as_of: datetime) -> Table:
+    """The facts once for each id that the customer's records ever had."""
     record = ["source", "source_record_id"]
     current = links_as_of(crosswalk, as_of).select(*record, now="customer_id")
     ids = crosswalk.select(*record, "customer_id").join(current, record)
     lineage = ids.select("customer_id", "now").distinct()
-    return orders.rename(now="customer_id").join(lineage, "now")
+    return facts.rename(now="customer_id").join(lineage, "now")
 
 
 def labeled_test_frame(workspace: Workspace, spec: ModelSpec, as_of: datetime) -> pd.DataFrame:

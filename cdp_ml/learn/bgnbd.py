@@ -114,7 +114,8 @@ def fit_bgnbd(x: np.ndarray, t_x: np.ndarray, age: np.ndarray) -> BgNbd:
     typical = float(np.mean(age)) or 1.0
     start = np.log([0.5, typical / 2, 1.0, 2.0])
     best, loss = _minimize(lambda p: _bgnbd_loss(p, rows.T, times), start)
-    return BgNbd(*best, log_likelihood=-loss)
+    r, alpha, a, b = best
+    return BgNbd(r, alpha, a, b, log_likelihood=-loss)
 
 
 def fit_gamma_gamma(n: np.ndarray, mean: np.ndarray) -> GammaGamma:

@@ -4,43 +4,103 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cdp_ml.errors import NotPromotedError, nearest
+
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
-    from cdp_ml.config import ModelSpec
+    from cdp_ml.config import Label, ModelSpec
+
+KEY = ("customer_id", "event_timestamp")
 
 
-def build_labels(population: Table, orders: Table, spec: ModelSpec) -> Table:
-    """Label each customer at each instant with whether an order followed.
+def facts_table(label: Label) -> str:
+    """The table that holds what the label is about: `transactions` or `events`."""
+    return "transactions" if label.event == "order" else "events"
 
-    An order is a line with positive quantity; a return alone is none. It counts if
-    `event_timestamp` lies in [instant, instant + horizon). Whose order it is was decided by the
-    caller, who keys `orders`; the horizon must have passed, see `cdp_ml.learn.datasets.time_split`.
+
+def outcomes(facts: Table, products: Table, spec: ModelSpec) -> Table:
+    """The facts that count as the outcome.
+
+    An order is a line with positive quantity; a return alone is none. The category of an event is
+    its own, that of an order line the product's.
+
+    Args:
+        facts: the table of `facts_table`, keyed to customers.
+        products: table `products`.
+        spec: its `label` tells the type of event, and the category or product.
+
+    Raises:
+        NotPromotedError: if no product is of the category: nothing can be learnt of it.
+    """
+    label = spec.label
+    if label.event == "order":
+        found = facts.filter(facts.quantity > 0)
+    else:
+        found = facts.filter(facts.event_type == label.event)
+    if label.product is not None:
+        found = found.filter(found.product_id == label.product)
+    if label.category is None:
+        return found
+    _check_category(products, label.category, spec.name)
+    if label.event != "order":
+        return found.filter(found.category == label.category)
+    return found.semi_join(products.filter(products.category == label.category), "product_id")
+
+
+def build_labels(population: Table, facts: Table, spec: ModelSpec) -> Table:
+    """Label each customer at each instant with what followed.
+
+    A fact counts if its `event_timestamp` lies in [instant, instant + horizon). Whose it is was
+    decided by the caller, who keys `facts`; the horizon must have passed, see
+    `cdp_ml.learn.datasets.time_split`.
 
     Args:
         population: customer_id, event_timestamp (the instant, UTC); one row each.
-        orders: customer_id, quantity, event_timestamp; further columns are ignored.
-        spec: its `label` gives the horizon, and whether the order or its absence is the outcome.
+        facts: customer_id, event_timestamp of what counts as the outcome, as from `outcomes`; for
+            a value also quantity, unit_price and discount. Further columns are ignored.
+        spec: its `label` gives the horizon, and whether the fact or its absence is the outcome.
 
     Returns:
-        Table `labels`: customer_id, event_timestamp, label (1.0 or 0.0).
+        Table `labels`: customer_id, event_timestamp, label: 1.0 or 0.0, or for a value the spend
+        after discount.
     """
     import ibis
 
-    key = ["customer_id", "event_timestamp"]
-    instants = population.select(key)
-    ordered = orders.filter(orders.quantity > 0).select(
-        buyer=orders.customer_id, ordered_at=orders.event_timestamp
-    )
+    instants = population.select(KEY)
+    followed = facts.select(**_followed(facts, spec.task))
     window = instants.event_timestamp + ibis.interval(days=spec.label.within_days)
-    buyers = instants.semi_join(
-        ordered,
+    found = instants.inner_join(
+        followed,
         [
-            instants.customer_id == ordered.buyer,
-            ordered.ordered_at >= instants.event_timestamp,
-            ordered.ordered_at < window,
+            instants.customer_id == followed.whose,
+            followed.happened_at >= instants.event_timestamp,
+            followed.happened_at < window,
         ],
-    ).mutate(ordered=ibis.literal(True))
-    outcome = instants.left_join(buyers, key).select(*key, "ordered")
-    happened = outcome.ordered.notnull() if spec.label.happens else outcome.ordered.isnull()
-    return outcome.select(*key, label=happened.cast("float64"))
+    )
+    found = found.group_by(KEY).aggregate(worth=found.worth.sum().cast("float64"))
+    outcome = instants.left_join(found, KEY).select(*KEY, "worth")
+    if spec.task == "value":
+        return outcome.select(*KEY, label=outcome.worth.fill_null(0.0))
+    happened = outcome.worth.notnull() if spec.label.happens else outcome.worth.isnull()
+    return outcome.select(*KEY, label=happened.cast("float64"))
+
+
+def _followed(facts: Table, task: str) -> dict[str, object]:
+    """Whose, when, and what it counts; money in decimals, whose sums have no order."""
+    import ibis
+
+    worth = ibis.literal(1)
+    if task == "value":
+        spend = facts.quantity * facts.unit_price * (1 - facts.discount.fill_null(0.0))
+        worth = spend.cast("decimal(18, 4)")
+    return {"whose": facts.customer_id, "happened_at": facts.event_timestamp, "worth": worth}
+
+
+def _check_category(products: Table, category: str, name: str) -> None:
+    known = products.select("category").distinct().category.to_pyarrow().to_pylist()
+    if category not in known:
+        raise NotPromotedError(
+            f"models/{name}.yaml: label.category: no product is of '{category}'; "
+            f"{nearest(category, [c for c in known if c])}"
+        )
