@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cdp_ml.errors import NotPromotedError
@@ -13,19 +14,29 @@ from cdp_ml.learn.evaluate import Estimate
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from sklearn.cluster import KMeans
     from sklearn.pipeline import Pipeline
 
 DEFAULTS: Mapping[str, int | float | str] = {
     "min_clusters": 3,
     "max_clusters": 7,
     "min_share": 0.05,
-    "min_stability": 0.8,
+    "min_stability": 0.85,
+    "max_inertia": 1.1,
     "seed": 1,
 }
+"""`max_inertia` is a multiple of that of a fresh fit."""
 SAMPLE = 5_000
 REFITS = 20
+STARTS = 10
 FEWEST = 100
 """Fewer customers than this, and clusters are chance."""
+TAIL = 0.01
+"""The share of customers at either end of a feature who count as its outliers."""
+STRUCTURE = 0.5
+"""A silhouette from here on means groups that are there (Kaufman and Rousseeuw 1990)."""
+SAME = 0.5
+"""The share of customers in common (Jaccard) from which on a cluster is still the former one."""
 
 _WORDS = {
     "days_since_last_order": ("long inactive", "recently active"),
@@ -42,29 +53,48 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of clusters, and how it does on the same customers."""
+    """A number of clusters, and how it does on the same customers.
+
+    `kept` says that they are the former model's, moved along with the customers.
+    """
 
     k: int
     silhouette: float
     stability: Estimate
     smallest_share: float
     pipeline: Pipeline
+    kept: bool = False
 
 
 def fit_clusters(
-    x: np.ndarray, given: Mapping[str, int | float | str], name: str
+    x: np.ndarray,
+    given: Mapping[str, int | float | str],
+    name: str,
+    former: Pipeline | None = None,
 ) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """Cluster customers by k-means on features made symmetric and standardized (Yeo-Johnson).
+    """Cluster customers by k-means on features made symmetric, bounded and standardized.
 
-    The number of clusters is the one with the highest silhouette among those that are stable (mean
-    adjusted Rand index, over bootstrap refits, of at least `min_stability`) and have no cluster
-    below `min_share`. Silhouette alone would choose one tiny cluster of outliers. If none
-    qualifies, the most stable is returned, for the gate to refuse.
+    A feature is made symmetric by the power transform of Yeo and Johnson (2000), fitted without
+    its outliers, which are then moved to the edge: else a handful of them would be a cluster.
+
+    The number of clusters is chosen among those whose mean adjusted Rand index over bootstrap
+    refits reaches `min_stability` (Hennig 2007), without a cluster below `min_share`: silhouette
+    alone would choose one tiny cluster of outliers. Where customers fall into groups by themselves
+    (a silhouette of `STRUCTURE`), the best silhouette decides. Where they do not, any number
+    divides a continuum, and the largest says most about them (Tibshirani and Walther 2005 take the
+    largest that is found again). If none qualifies, the most stable is returned, for the gate to
+    refuse.
+
+    Given a former model, its transform stays and its centers start the search, so that clusters
+    move with the customers and keep their numbers. Only if these no longer qualify, or a fresh
+    fit in the same space is better by `max_inertia`, it begins anew; `keep_names` then finds the
+    clusters again.
 
     Args:
-        x: customers x inputs, NaN where unknown; no constant column.
+        x: customers x inputs, NaN where unknown.
         given: the model's `estimator`, over `DEFAULTS`.
         name: the model's name, for messages.
+        former: the pipeline of the former model of the same inputs.
 
     Returns:
         The chosen candidate, and all.
@@ -76,22 +106,20 @@ def fit_clusters(
     import numpy as np
 
     params = clustering_parameters(given, name)
-    distinct = len(np.unique(x, axis=0)) if x.size else 0
     largest = int(params["max_clusters"])
-    if len(x) < FEWEST or distinct <= largest:
-        raise NotPromotedError(
-            f"model '{name}': {len(x)} customers, {distinct} of them distinct; clusters need at "
-            f"least {FEWEST} customers and more than {largest} distinct ones: no model this time"
-        )
+    _check_enough(x, x, largest, name)
     random = np.random.default_rng(int(params["seed"]))
-    sample = x if len(x) <= SAMPLE else x[random.choice(len(x), SAMPLE, replace=False)]
-    tried = range(int(params["min_clusters"]), largest + 1)
     with limited_threads(x):
-        found = tuple(_candidate(x, sample, k, random) for k in tried)
-    good = [c for c in found if qualifies(c, params)]
-    if good:
-        return max(good, key=lambda c: c.silhouette), found
-    return max(found, key=lambda c: c.stability.value), found
+        kept = former and _moved(x, former, params, random)
+        if kept and qualifies(kept, params):
+            return kept, (kept,)
+        steps = _fit_steps(x)
+        z = steps.transform(x)
+        _check_enough(x, z, largest, name)
+        sample = _sample(z, random)
+        tried = range(int(params["min_clusters"]), largest + 1)
+        found = tuple(_candidate(steps, z, sample, k, random) for k in tried)
+    return _choose(found, params), found
 
 
 def clustering_parameters(
@@ -141,13 +169,43 @@ def name_clusters(pipeline: Pipeline, inputs: tuple[str, ...]) -> tuple[str, ...
     return _numbered([", ".join(sorted(s, key=_rank)) or "average" for s in said])
 
 
+def keep_names(
+    pipeline: Pipeline,
+    inputs: tuple[str, ...],
+    x: np.ndarray,
+    former: tuple[Pipeline, tuple[str, ...]],
+) -> tuple[str, ...]:
+    """Name clusters as before where they are the same, so that no name passes to others overnight.
+
+    Clusters are matched with the former ones one to one such that most customers stay (Kuhn 1955);
+    a pair is the same cluster if it shares `SAME` of its customers. Others get names of their own.
+
+    Args:
+        pipeline: the new model, as from `fit_clusters`.
+        inputs: names of its columns.
+        x: customers x inputs.
+        former: pipeline and names of the former model of the same inputs.
+
+    Returns:
+        A different name for each cluster, by its number.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    shared = _shared(pipeline.predict(x), former[0].predict(x), len(former[1]))
+    pairs = zip(*linear_sum_assignment(-shared), strict=True)
+    same = {int(new): former[1][old] for new, old in pairs if shared[new, old] >= SAME}
+    described = name_clusters(pipeline, inputs)
+    return _numbered([same.get(k) or n for k, n in enumerate(described)], set(same))
+
+
 def profile_table(
     x: np.ndarray, assigned: np.ndarray, names: tuple[str, ...], inputs: tuple[str, ...]
 ) -> pa.Table:
     """What the customers of each cluster are like.
 
     Returns:
-        cluster, customers, share, and the median of each input.
+        cluster, customers, share, the median of each input, and of each input that is a spend the
+        cluster's share of the total (`share_of_spend_365d`); the largest first.
     """
     import numpy as np
     import pyarrow as pa
@@ -155,9 +213,15 @@ def profile_table(
     members = [x[assigned == number] for number in range(len(names))]
     medians = np.array([_medians(m) for m in members])
     sizes = np.array([len(m) for m in members])
+    totals = np.array([np.nansum(m, axis=0) for m in members])
     return pa.table(
         {"cluster": names, "customers": sizes, "share": sizes / max(len(x), 1)}
         | {name: medians[:, i] for i, name in enumerate(inputs)}
+        | {
+            f"share_of_{name}": totals[:, i] / (totals[:, i].sum() or 1.0)
+            for i, name in enumerate(inputs)
+            if name.startswith("spend")
+        }
     ).sort_by([("customers", "descending")])
 
 
@@ -180,46 +244,125 @@ def candidates_table(candidates: tuple[Candidate, ...]) -> pa.Table:
     )
 
 
-def _candidate(x: np.ndarray, sample: np.ndarray, k: int, random: np.random.Generator) -> Candidate:
+def _check_enough(x: np.ndarray, z: np.ndarray, largest: int, name: str) -> None:
+    import numpy as np
+
+    distinct = len(np.unique(z, axis=0)) if z.size else 0
+    if len(x) < FEWEST or distinct <= largest:
+        raise NotPromotedError(
+            f"model '{name}': {len(x)} customers, {distinct} of them distinct; clusters need at "
+            f"least {FEWEST} customers and more than {largest} distinct ones: no model this time"
+        )
+
+
+def _choose(found: tuple[Candidate, ...], params: Mapping[str, int | float | str]) -> Candidate:
+    good = [c for c in found if qualifies(c, params)]
+    if not good:
+        return max(found, key=lambda c: c.stability.value)
+    clearest = max(good, key=lambda c: c.silhouette)
+    return clearest if clearest.silhouette >= STRUCTURE else max(good, key=lambda c: c.k)
+
+
+def _fit_steps(x: np.ndarray) -> Pipeline:
+    """Unknown values to the median, Yeo-Johnson, outliers to the edge, mean 0 and deviation 1."""
+    import numpy as np
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler, PowerTransformer, StandardScaler
+
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(x)
+    known = imputer.transform(x)
+    usual = np.clip(known, *np.quantile(known, [TAIL, 1 - TAIL], axis=0))
+    power = PowerTransformer(method="yeo-johnson", standardize=False).fit(usual)
+    # Only what lies within the usual range is seen here: `clip` moves the rest to its edge.
+    bounds = MinMaxScaler(clip=True).fit(power.transform(usual))
+    scaler = StandardScaler().fit(bounds.transform(power.transform(known)))
+    return make_pipeline(imputer, power, bounds, scaler)
+
+
+def _sample(z: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return z if len(z) <= SAMPLE else z[random.choice(len(z), SAMPLE, replace=False)]
+
+
+def _candidate(
+    steps: Pipeline, z: np.ndarray, sample: np.ndarray, k: int, random: np.random.Generator
+) -> Candidate:
+    """Fit on the sample from several starts, then on all customers from there."""
+    from sklearn.cluster import KMeans
+
+    rough = KMeans(k, n_init=STARTS, random_state=1).fit(sample)
+    means = KMeans(k, init=rough.cluster_centers_, n_init=1).fit(z)
+    refits = _refits(sample, random, KMeans(k, n_init=STARTS, random_state=1))
+    return _judged(steps, means, z, sample, refits)
+
+
+def _moved(
+    x: np.ndarray,
+    former: Pipeline,
+    params: Mapping[str, int | float | str],
+    random: np.random.Generator,
+) -> Candidate | None:
+    """The former clusters moved to the middle of their present customers, if they still fit them.
+
+    Stability is that of the same procedure: refits on resamples begin at the former centers too.
+    """
+    from sklearn.cluster import KMeans
+
+    steps, centers = former[:-1], former[-1].cluster_centers_
+    z = steps.transform(x)
+    sample = _sample(z, random)
+    means = KMeans(len(centers), init=centers, n_init=1).fit(z)
+    fresh = KMeans(len(centers), n_init=STARTS, random_state=1).fit(sample)
+    if means.score(sample) < float(params["max_inertia"]) * fresh.score(sample):
+        return None
+    refits = _refits(sample, random, KMeans(len(centers), init=centers, n_init=1))
+    return replace(_judged(steps, means, z, sample, refits), kept=True)
+
+
+def _judged(
+    steps: Pipeline, means: KMeans, z: np.ndarray, sample: np.ndarray, refits: Iterator[KMeans]
+) -> Candidate:
     import numpy as np
     from sklearn.metrics import silhouette_score
+    from sklearn.pipeline import make_pipeline
 
-    pipeline = _pipeline(k).fit(x)
-    assigned = pipeline.predict(sample)
-    transformed = pipeline[:-1].transform(sample)
-    silhouette = silhouette_score(transformed, assigned, sample_size=2_000, random_state=1)
-    sizes = np.bincount(pipeline.predict(x), minlength=k)
-    stability = _stability(transformed, assigned, k, random)
-    return Candidate(k, float(silhouette), stability, float(sizes.min() / len(x)), pipeline)
+    k, assigned = means.n_clusters, means.predict(sample)
+    sizes = np.bincount(means.labels_, minlength=k)
+    some = {"sample_size": min(2_000, len(sample)), "random_state": 1}
+    return Candidate(
+        k=k,
+        silhouette=float(silhouette_score(sample, assigned, **some)),
+        stability=_stability(assigned, (refit.predict(sample) for refit in refits)),
+        smallest_share=float(sizes.min() / len(z)),
+        pipeline=make_pipeline(*(step for _, step in steps.steps), means),
+    )
 
 
-def _stability(
-    transformed: np.ndarray, assigned: np.ndarray, k: int, random: np.random.Generator
-) -> Estimate:
-    """Agreement of refits on resampled customers with the clusters found (Hennig 2007)."""
+def _refits(sample: np.ndarray, random: np.random.Generator, means: KMeans) -> Iterator[KMeans]:
+    n = len(sample)
+    for _ in range(REFITS):
+        yield means.fit(sample[random.integers(0, n, n)])
+
+
+def _stability(assigned: np.ndarray, others: Iterator[np.ndarray]) -> Estimate:
+    """Agreement of the clusters found with those of refits on resampled customers (Hennig 2007)."""
     import numpy as np
-    from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
 
-    n = len(transformed)
-    resamples = (transformed[random.integers(0, n, n)] for _ in range(REFITS))
-    refits = (KMeans(k, n_init=5, random_state=1).fit(sample) for sample in resamples)
-    agreed = [adjusted_rand_score(assigned, refit.predict(transformed)) for refit in refits]
+    agreed = [adjusted_rand_score(assigned, other) for other in others]
     low, high = np.quantile(agreed, [0.025, 0.975])
     return Estimate(float(np.mean(agreed)), float(low), float(high))
 
 
-def _pipeline(k: int) -> Pipeline:
-    from sklearn.cluster import KMeans
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import PowerTransformer
+def _shared(new: np.ndarray, old: np.ndarray, former: int) -> np.ndarray:
+    """The Jaccard index of each new cluster (row) with each former one (column)."""
+    import numpy as np
 
-    return make_pipeline(
-        SimpleImputer(strategy="median"),
-        PowerTransformer(method="yeo-johnson", standardize=True),
-        KMeans(k, n_init=10, random_state=1),
-    )
+    rows = int(new.max()) + 1
+    both = np.bincount(new * former + old, minlength=rows * former).reshape(rows, former)
+    either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
+    shares: np.ndarray = both / np.maximum(either, 1)
+    return shares
 
 
 def _phrases(center: np.ndarray, order: np.ndarray, inputs: tuple[str, ...]) -> list[str]:
@@ -241,10 +384,14 @@ def _rank(phrase: str) -> tuple[int, str]:
     return (known.index(phrase) if phrase in known else len(known), phrase)
 
 
-def _numbered(names: list[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that still occur twice."""
-    earlier = [names[:i].count(name) for i, name in enumerate(names)]
-    return tuple(f"{n} ({e + 1})" if e else n for n, e in zip(names, earlier, strict=True))
+def _numbered(names: list[str], fixed: Set[int] = frozenset()) -> tuple[str, ...]:
+    """The names, with a number behind those that still occur twice; the `fixed` ones stay."""
+    order = sorted(range(len(names)), key=lambda i: (i not in fixed, i))
+    said: dict[int, str] = {}
+    for i in order:
+        tries = (names[i] + (f" ({n})" if n > 1 else "") for n in count(1))
+        said[i] = next(name for name in tries if name not in said.values())
+    return tuple(said[i] for i in range(len(names)))
 
 
 def _medians(members: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from learn_cases import three_kinds_of_customers
 from cdp_ml.errors import ConfigError, NotPromotedError
 from cdp_ml.learn.clusters import (
     fit_clusters,
+    keep_names,
     name_clusters,
     profile_table,
 )
@@ -79,7 +80,100 @@ def test_unknown_values_are_borne(customers):
     assert fit_clusters(holes, {"max_clusters": 3}, "clusters")[0].k == 3
 
 
-@pytest.mark.parametrize("x", [np.random.default_rng(0).random((30, 3)), np.ones((500, 3))])
+def continuum(rows=600, seed=0):
+    """Customers of every kind: those who order more also spend more, no groups between."""
+    random = np.random.default_rng(seed)
+    orders = random.lognormal(1, 1, rows)
+    days, spend = random.exponential(90, rows), orders * random.lognormal(3, 0.5, rows)
+    return np.column_stack([days, orders, spend])
+
+
+def test_without_groups_the_largest_stable_number_is_taken():
+    chosen, found = fit_clusters(continuum(), {"min_stability": 0.6}, "clusters")
+    good = [c for c in found if c.stability.value >= 0.6 and c.smallest_share >= 0.05]
+    assert max(c.silhouette for c in good) < 0.5
+    assert chosen.k == max(c.k for c in good)
+
+
+def test_outliers_count_no_more_than_the_edge_of_what_is_usual(customers):
+    spoiled = customers.copy()
+    spoiled[0, 2], spoiled[1, 2] = 1e9, -1e9
+    chosen, _ = fit_clusters(spoiled, {"max_clusters": 5}, "clusters")
+    assert chosen.k == 3
+    assert chosen.smallest_share == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_new_customer_joins_those_like_her(customers, chosen):
+    frequent, gone = chosen.pipeline.predict([[8, 22, 1_000], [400, 1, 15]])
+    assert (frequent, gone) == tuple(chosen.pipeline.predict(customers[[0, 2]]))
+
+
+def test_a_new_customer_of_whom_nothing_is_known_is_taken_for_a_usual_one(customers, chosen):
+    unknown = chosen.pipeline.predict([[np.nan] * 3])
+    assert unknown == chosen.pipeline.predict([np.median(customers, axis=0)])
+
+
+def test_clusters_keep_numbers_and_names_when_customers_move_on(customers, chosen):
+    later = customers * np.array([1.1, 1.05, 1.2])
+    moved, found = fit_clusters(later, {"max_clusters": 5}, "clusters", chosen.pipeline)
+    assert moved.kept
+    assert found == (moved,)
+    assert (moved.pipeline.predict(later) == chosen.pipeline.predict(customers)).all()
+    names = ("best", "good", "gone")
+    assert keep_names(moved.pipeline, INPUTS, later, (chosen.pipeline, names)) == names
+
+
+def test_the_transform_stays_so_that_the_same_customer_is_the_same_point(customers, chosen):
+    moved, _ = fit_clusters(customers * 1.1, {}, "clusters", chosen.pipeline)
+    assert (
+        moved.pipeline[:-1].transform(customers) == chosen.pipeline[:-1].transform(customers)
+    ).all()
+
+
+def test_it_begins_anew_when_the_customers_are_others(customers, chosen):
+    others = continuum() * 1_000
+    fresh, _ = fit_clusters(others, {"min_stability": 0.6}, "clusters", chosen.pipeline)
+    assert not fresh.kept
+
+
+def test_a_fresh_fit_finds_its_former_names_whatever_its_numbers(customers, chosen):
+    from sklearn.base import clone
+    from sklearn.pipeline import make_pipeline
+
+    order = [2, 0, 1]
+    means = clone(chosen.pipeline[-1]).set_params(
+        init=chosen.pipeline[-1].cluster_centers_[order], max_iter=1
+    )
+    z = chosen.pipeline[:-1].transform(customers)
+    shuffled = make_pipeline(chosen.pipeline[:-1], means.fit(z))
+    names = keep_names(shuffled, INPUTS, customers, (chosen.pipeline, ("a", "b", "c")))
+    assert names == ("c", "a", "b")
+
+
+def test_a_cluster_that_is_no_longer_there_passes_its_name_to_nobody(customers, chosen):
+    two = customers[np.arange(len(customers)) % 3 > 0]
+    fresh, _ = fit_clusters(two, {"min_clusters": 2, "max_clusters": 2}, "clusters")
+    former = ("a", "b", "c")
+    names = keep_names(fresh.pipeline, INPUTS, two, (chosen.pipeline, former))
+    kept = {former[k] for k in chosen.pipeline.predict(customers[1:3])}
+    assert set(names) == kept
+
+
+def test_a_column_without_variety_changes_nothing(customers):
+    constant = np.column_stack([customers, np.ones(len(customers))])
+    assert fit_clusters(constant, {"max_clusters": 5}, "clusters")[0].k == 3
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).random((30, 3)),
+        np.ones((500, 3)),
+        np.repeat(np.eye(5), 40, axis=0),  # fewer distinct customers than clusters
+        np.full((200, 2), np.nan),
+        np.empty((0, 3)),
+    ],
+)
 def test_too_few_or_identical_customers_are_refused(x):
     with pytest.raises(NotPromotedError, match="no model this time"):
         fit_clusters(x, {}, "clusters")
