@@ -140,7 +140,8 @@ def check_no_leak(frame: pa.Table, split: TimeSplit, name: str) -> None:
     """Refuse a training set that knows the future.
 
     A row's features must not be from after its instant: every timestamp column beside
-    `event_timestamp` is taken to say from when they are. Rows other than those of the test must
+    `event_timestamp` (such as the `ingested_at` of what a feature was computed from) is taken to
+    say from when they are, or when they became known. Rows other than those of the test must
     have closed label windows by the test instant, and the test by `as_of`.
 
     Args:
@@ -164,6 +165,34 @@ def check_no_leak(frame: pa.Table, split: TimeSplit, name: str) -> None:
                     "features must be as known at 'event_timestamp'"
                 )
     _check_windows(sorted(pc.unique(instants).to_pylist()), split, name)
+
+
+def check_no_copy(x: np.ndarray, y: np.ndarray, features: tuple[str, ...], name: str) -> None:
+    """Refuse a feature that tells the outcome by itself: it must have been computed afterwards.
+
+    What was known at the instant never orders hundreds of outcomes without a fault.
+
+    Args:
+        x: rows x features.
+        y: the outcomes; of amounts, whether there was one.
+        features: names of the columns.
+        name: the model's name, for the message.
+
+    Raises:
+        LeakageError: if one does.
+    """
+    import numpy as np
+
+    happened = y > 0
+    for feature, column in zip(features, x.T, strict=True):
+        known = np.nan_to_num(column, nan=-np.inf)
+        ones, zeros = known[happened], known[~happened]
+        if ones.min() > zeros.max() or ones.max() < zeros.min():
+            raise LeakageError(
+                f"model '{name}': the feature '{feature}' tells the outcome of all {len(y):,} "
+                "training rows without a fault: it was computed from after their instant; leave it "
+                "out of the feature service, or of 'inputs'"
+            )
 
 
 def rows_at(frame: pa.Table, instants: tuple[datetime, ...]) -> pa.Table:

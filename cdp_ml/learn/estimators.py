@@ -1,4 +1,4 @@
-"""Estimators of a probability: LightGBM, and the baselines that it has to beat.
+"""Estimators: LightGBM with good defaults, and a logistic regression to compare it with.
 
 They see matrices and know nothing of customers, instants or MLflow.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 LEAVES = (4, 8, 15, 31)
-"""The numbers of leaves that are tried on earlier customers where `num_leaves` is `AUTO`."""
+"""The numbers of leaves that are tried on earlier customers, unless `num_leaves` is given."""
 DEFAULTS: Mapping[str, int | float | str] = {
     "n_estimators": 300,
     "num_leaves": 15,
@@ -89,20 +89,25 @@ def threads(cells: int) -> int:
 
 
 def fit_lightgbm(
-    x: np.ndarray, y: np.ndarray, features: tuple[str, ...], params: Mapping[str, Any]
+    x: np.ndarray,
+    y: np.ndarray,
+    features: tuple[str, ...],
+    params: Mapping[str, Any],
+    objective: str = "binary",
 ) -> lgb.Booster:
-    """Fit gradient-boosted trees to a 0/1 outcome; the same rows give the same trees.
+    """Fit gradient-boosted trees; the same rows give the same trees.
 
     Args:
         x: rows x features, NaN where unknown.
-        y: 0 or 1 a row.
+        y: the outcome of each row: 0 or 1, or for `tweedie` an amount that is 0 or more.
         features: names of the columns.
         params: as from `parameters`.
+        objective: LightGBM's: `binary` or `tweedie`.
     """
     import lightgbm as lgb
 
     fixed = {
-        "objective": "binary",
+        "objective": objective,
         "num_threads": threads(x.size),
         "extra_trees": bool(params["extra_trees"]),
         "deterministic": True,
@@ -112,6 +117,33 @@ def fit_lightgbm(
     rest = {k: v for k, v in params.items() if k != "n_estimators"}
     data = lgb.Dataset(x, y, feature_name=list(features), params={"verbosity": -1})
     return lgb.train({**rest, **fixed}, data, num_boost_round=params["n_estimators"])
+
+
+def recalibrate(booster: lgb.Booster, slope: float, shift: float) -> lgb.Booster:
+    """Turn the log-odds f of a booster into slope * f + shift, within its own trees.
+
+    So a recalibrated model is a booster like any other, for scoring, reasons and registry.
+    """
+    import lightgbm as lgb
+
+    changed = lgb.Booster(model_str=booster.model_to_string())
+    for number, tree in enumerate(changed.dump_model()["tree_info"]):
+        added = shift if number == 0 else 0.0
+        for leaf in range(tree["num_leaves"]):
+            value = slope * changed.get_leaf_output(number, leaf) + added
+            changed.set_leaf_output(number, leaf, value)
+    return changed
+
+
+def fit_sigmoid(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope and shift of the log-odds that fit the outcomes best (Platt 1999)."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    p = np.clip(score, 1e-12, 1 - 1e-12)
+    odds = np.log(p / (1 - p))[:, None]
+    found = LogisticRegression(C=1e6).fit(odds, y)
+    return float(found.coef_[0, 0]), float(found.intercept_[0])
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray) -> Pipeline:
@@ -133,34 +165,3 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> Pipeline:
     )
     with limited_threads(x):
         return pipeline.fit(x, y)
-
-
-def baseline_scores(
-    train: tuple[np.ndarray, np.ndarray], x: np.ndarray, features: tuple[str, ...], happens: bool
-) -> dict[str, np.ndarray]:
-    """Score test rows as one would without a model.
-
-    Recency ranks by `days_since_last_order` (the fewer, the likelier to buy; unknown is last),
-    frequency by the first of `orders_365d`, `orders_lifetime`; each is left out where its feature
-    is. Only `logistic` is a probability.
-
-    Args:
-        train: matrix and outcome to fit the logistic regression.
-        x: test rows.
-        features: names of the columns.
-        happens: whether the outcome is the order, or its absence, which turns the ranks around.
-
-    Returns:
-        Scores by baseline; the higher, the likelier the outcome.
-    """
-    import numpy as np
-
-    sign = 1.0 if happens else -1.0
-    scores = {"logistic": fit_logistic(*train).predict_proba(x)[:, 1]}
-    if "days_since_last_order" in features:
-        days = x[:, features.index("days_since_last_order")]
-        scores["recency"] = -sign * np.nan_to_num(days, nan=1e6)
-    for name in ("orders_365d", "orders_lifetime"):
-        if name in features and "frequency" not in scores:
-            scores["frequency"] = sign * np.nan_to_num(x[:, features.index(name)])
-    return scores

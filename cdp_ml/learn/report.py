@@ -15,15 +15,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cdp_ml.config import ModelSpec
+
+MOST_LINES = 15
+"""A table in the card shows so many lines; its CSV all."""
 _BLUE, _GREY = "#1f5fa8", "#9aa3ad"
+_CSS = (
+    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "td,th{border-bottom:1px solid #ddd;padding:.3em .7em}"
+    "figure{display:inline-block;margin:0}img{max-width:29em}"
+)
 _LABELS = {
     "auc": "AUC",
-    "auc_gain": "AUC above the best baseline",
+    "auc_gain": "AUC above the baseline",
+    "gini": "Gini, normalized",
+    "gini_gain": "Gini above the baseline",
+    "bias": "predicted over actual spend",
+    "decile_mape": "decile MAPE",
+    "mae": "mean absolute error",
     "brier": "Brier score",
     "ece": "expected calibration error",
     "log_loss": "log-loss",
 }
-_BASELINE_STYLE = {"logistic": "--", "recency": ":", "frequency": "-."}
+_BASELINE_STYLE = {"logistic": "--", "recency": ":", "frequency": "-.", "bgnbd": (0, (5, 1))}
 
 
 def write_report(trained: Trained, folder: Path) -> None:
@@ -43,7 +58,51 @@ def write_report(trained: Trained, folder: Path) -> None:
         pyarrow.csv.write_csv(table, folder / "tables" / f"{name}.csv")
     metrics = {k: [e.value, e.low, e.high] for k, e in trained.evaluation.metrics.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (folder / "model_card.md").write_text(model_card(trained), encoding="utf-8")
+    card = model_card(trained)
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    (folder / "report.html").write_text(_page(card, folder / "plots"), encoding="utf-8")
+    if "champion" in trained.scores:
+        (folder / "champion.md").write_text(comparison(trained), encoding="utf-8")
+
+
+def comparison(trained: Trained) -> str:
+    """The challenger beside the champion on the same test customers, and the verdict, as Markdown.
+
+    Args:
+        trained: a model that was compared with a champion.
+    """
+    found, test = trained.evaluation.metrics, trained.split.test
+    lines = ["| metric | challenger | champion | gain |", "|---|---:|---:|---:|"]
+    for name in (n.removeprefix("champion/") for n in found if n.startswith("champion/")):
+        if name in found:
+            gain = found.get(f"champion/{name}_gain")
+            beside = (_interval(found[name]), _interval(found[f"champion/{name}"]))
+            lines.append(f"| {_label(name)} | {' | '.join(beside)} | {gain or ''} |")
+    return "\n".join(
+        [
+            f"# {trained.spec.name}: challenger and champion\n",
+            f"{trained.verdict}\n",
+            f"Both scored the same {trained.rows['test_rows']:,} customers as of {test:%Y-%m-%d}; "
+            "intervals are of 95%, from a bootstrap over customers, paired for the gains.\n",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _page(card: str, plots: Path) -> str:
+    """The model card and the plots as one HTML page that needs no other file."""
+    import base64
+
+    from markdown_it import MarkdownIt
+
+    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(card)
+    images = "".join(
+        f'<figure><img alt="{p.stem}" src="data:image/png;base64,'
+        f'{base64.b64encode(p.read_bytes()).decode()}"></figure>'
+        for p in sorted(plots.glob("*.png"))
+    )
+    return f"<!doctype html><meta charset='utf-8'><style>{_CSS}</style>{text}<h2>Plots</h2>{images}"
 
 
 def model_card(trained: Trained) -> str:
@@ -63,10 +122,9 @@ def description(trained: Trained) -> str:
 def _card(trained: Trained) -> str:
     spec, split = trained.spec, trained.split
     parts = [trained.evaluation.verdict, spec.description]
-    if spec.task == "propensity":
-        outcome = "an order" if spec.label.happens else "no order"
+    if spec.task != "clustering":
         parts += [
-            f"Predicts the probability of {outcome} within {spec.label.within_days} days, for "
+            f"Predicts {_predicted(spec)} within {spec.label.within_days} days, for "
             f"customers with `{spec.population}`.",
             f"Trained on {len(split.train)} snapshots from {split.train[0]:%Y-%m-%d} to "
             f"{split.train[-1]:%Y-%m-%d} ({trained.rows['train_rows']:,} rows), tested on "
@@ -79,8 +137,10 @@ def _card(trained: Trained) -> str:
             f"{split.as_of:%Y-%m-%d}."
         )
     parts += ["## Metrics", _metrics_markdown(trained)]
+    if trained.choice is not None and trained.choice.calibration:
+        parts.append(trained.choice.calibration)
     for name, table in trained.evaluation.tables.items():
-        parts += [f"## {name.capitalize()}", _markdown(table)]
+        parts += [f"## {name.capitalize()}", _markdown(table.slice(0, MOST_LINES))]
     parts += ["## Features", ", ".join(f"`{f}`" for f in trained.predictor.features)]
     if trained.excluded:
         parts.append("Left out, for want of two values: " + ", ".join(trained.excluded))
@@ -88,18 +148,27 @@ def _card(trained: Trained) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _predicted(spec: ModelSpec) -> str:
+    if spec.task == "value":
+        return "the spend" + spec.label.outcome.removeprefix("order").replace(" of ", " on ", 1)
+    return f"the probability of: {spec.label.outcome},"
+
+
 def figures(trained: Trained) -> dict[str, Figure]:
     """The run's plots by name."""
     if trained.spec.task == "clustering":
         return {"profiles": _profiles_figure(trained)}
     draw = {
-        "roc": _draw_roc,
-        "precision_recall": _draw_precision_recall,
         "reliability": _draw_reliability,
         "gain": _draw_gain,
+        "lift": _draw_lift,
         "scores": _draw_scores,
         "importance": _draw_importance,
+        "contributions": _draw_contributions,
+        "drift": _draw_drift,
     }
+    if trained.spec.task == "propensity":
+        draw = {"roc": _draw_roc, "precision_recall": _draw_precision_recall, **draw}
     return {name: _figure(trained, drawn) for name, drawn in draw.items()}
 
 
@@ -139,11 +208,13 @@ def _draw_precision_recall(axes: Axes, trained: Trained) -> None:
 
 
 def _draw_reliability(axes: Axes, trained: Trained) -> None:
-    deciles = trained.evaluation.tables["deciles"]
-    predicted, observed = (deciles[c].to_numpy() for c in ("mean_score", "outcome_rate"))
+    deciles, value = trained.evaluation.tables["deciles"], trained.spec.task == "value"
+    outcome = "mean_spend" if value else "outcome_rate"
+    predicted, observed = (deciles[c].to_numpy() for c in ("mean_score", outcome))
     limit = max(predicted.max(), observed.max()) * 1.05
     axes.plot([0, limit], [0, limit], color="lightgrey", linewidth=0.8)
-    axes.plot(predicted, observed, "o-", color=_BLUE, label=_legend(trained, "model", "ece"))
+    label = _legend(trained, "model", "bias" if value else "ece")
+    axes.plot(predicted, observed, "o-", color=_BLUE, label=label)
     axes.set(title="Reliability, by decile", xlabel="Predicted", ylabel="Observed")
 
 
@@ -152,19 +223,61 @@ def _draw_gain(axes: Axes, trained: Trained) -> None:
 
     assert trained.outcomes is not None
     share = np.arange(len(trained.outcomes) + 1) / len(trained.outcomes)
+    metric = "gini" if trained.spec.task == "value" else "top_decile_lift"
     for name, score in trained.scores.items():
         found = trained.outcomes[np.argsort(-score, kind="stable")].cumsum()
-        label = _legend(trained, name, "top_decile_lift")
+        label = _legend(trained, name, metric)
         axes.plot(share, np.r_[0, found] / found[-1], label=label, **_style(name))
     axes.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8)
     axes.set(title="Gain", xlabel="Share of customers targeted", ylabel="Share of outcomes reached")
 
 
+def _draw_lift(axes: Axes, trained: Trained) -> None:
+    deciles = trained.evaluation.tables["deciles"]
+    axes.bar(deciles["decile"].to_pylist(), deciles["lift"].to_pylist(), color=_BLUE)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(title="Lift, by decile of the score", xlabel="Decile", ylabel="Times the mean")
+    axes.set_xticks(range(1, 11))
+
+
 def _draw_scores(axes: Axes, trained: Trained) -> None:
-    score, y = trained.scores["model"], trained.outcomes
-    for outcome, label, color in ((0, "without the outcome", _GREY), (1, "with it", _BLUE)):
-        axes.hist(score[y == outcome], bins=30, range=(0, 1), color=color, alpha=0.6, label=label)
+    import numpy as np
+
+    assert trained.outcomes is not None
+    score, happened = trained.scores["model"], trained.outcomes > 0
+    top = 1.0 if trained.spec.task == "propensity" else float(np.quantile(score, 0.99)) or 1.0
+    for shown, label, color in (
+        (~happened, "without the outcome", _GREY),
+        (happened, "with it", _BLUE),
+    ):
+        axes.hist(score[shown], bins=30, range=(0, top), color=color, alpha=0.6, label=label)
     axes.set(title="Scores of the test customers", xlabel="Score", ylabel="Customers")
+
+
+def _draw_contributions(axes: Axes, trained: Trained) -> None:
+    """A dot a customer: what the feature adds, from its low values (grey) to its high (blue)."""
+    import numpy as np
+
+    if trained.explained is None:
+        return
+    x, shares = trained.explained
+    random = np.random.default_rng(1)
+    best = np.argsort(np.abs(shares).mean(axis=0))[-12:]
+    for place, number in enumerate(best):
+        rank = np.argsort(np.argsort(np.nan_to_num(x[:, number], nan=-1))) / max(len(x), 1)
+        height = place + random.uniform(-0.3, 0.3, len(x))
+        axes.scatter(shares[:, number], height, c=rank, cmap="coolwarm", s=4, linewidths=0)
+    axes.set_yticks(range(len(best)), [trained.predictor.features[n] for n in best])
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set(title="Contributions (SHAP): blue low values, red high", xlabel="Adds to the score")
+
+
+def _draw_drift(axes: Axes, trained: Trained) -> None:
+    table = trained.evaluation.tables["drift"].slice(0, 15).to_pylist()[::-1]
+    axes.barh([r["feature"] for r in table], [r["psi"] for r in table], color=_BLUE)
+    for limit in (0.1, 0.25):
+        axes.axvline(limit, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(title="Drift from training to test", xlabel="Population stability index")
 
 
 def _draw_importance(axes: Axes, trained: Trained) -> None:
@@ -212,7 +325,8 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _legend(trained: Trained, name: str, metric: str) -> str:
-    key = metric if name == "model" else f"baseline_{name}/{metric}"
+    where = {"model": "", "champion": "champion/"}.get(name, f"baseline_{name}/")
+    key = where + metric
     return f"{name}: {_label(metric)} {trained.evaluation.metrics[key].value:.3f}"
 
 
@@ -228,10 +342,15 @@ def _metrics_markdown(trained: Trained) -> str:
             cells = [
                 _label(name),
                 _interval(estimate),
-                *(f"{e.value:.3f}" if e else "" for e in beside),
+                *(_beside(name, e) if e else "" for e in beside),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _beside(name: str, e: Estimate) -> str:
+    """A baseline's value; a gain over it with its interval, which decides."""
+    return _interval(e) if name.endswith("_gain") else f"{e.value:.3f}"
 
 
 def _interval(e: Estimate) -> str:
@@ -281,10 +400,11 @@ def parameters(trained: Trained) -> Mapping[str, str]:
         "excluded_features": ", ".join(trained.excluded) or "none",
         "as_of": f"{split.as_of:%Y-%m-%d}",
     }
-    if spec.task == "propensity":
+    if spec.task != "clustering":
         common |= {
             "horizon_days": str(spec.label.within_days),
-            "outcome": spec.label.event if spec.label.happens else f"no {spec.label.event}",
+            "outcome": "spend" if spec.task == "value" else spec.label.outcome,
+            "calibration": "sigmoid" if trained.choice and trained.choice.sigmoid else "none",
             "train_snapshots": ", ".join(f"{t:%Y-%m-%d}" for t in split.train),
             "test_snapshot": f"{split.test:%Y-%m-%d}",
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,17 @@ from cdp_ml.errors import CdpError
 from cdp_ml.learn.datasets import matrix
 
 if TYPE_CHECKING:
+    import lightgbm as lgb
     import numpy as np
     import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A feature's share in a score: its value, and what it adds to the log-odds."""
+    """A feature's share in a score: its value, and what it adds to the log-odds.
+
+    For a value, what it adds to the logarithm of the spend that the trees predict.
+    """
 
     feature: str
     value: float | None
@@ -30,8 +34,9 @@ class Reason:
 class Predictor:
     """A fitted model, ready to score; `version` is 0 until it is registered.
 
-    `model` is a LightGBM booster for propensities, a scikit-learn pipeline that ends in k-means for
-    clusterings, of which `clusters` names the clusters by number.
+    `model` is a LightGBM booster for propensities, a `cdp_ml.learn.value.ValueModel` for values, a
+    scikit-learn pipeline that ends in k-means for clusterings, of which `clusters` names the
+    clusters by number. `profile` is what `cdp_ml.learn.drift` compares later customers with.
     """
 
     name: str
@@ -40,9 +45,15 @@ class Predictor:
     features: tuple[str, ...]
     model: Any
     clusters: tuple[str, ...] = ()
+    profile: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def booster(self) -> lgb.Booster:
+        """The trees of a propensity or a value model."""
+        return self.model.booster if self.task == "value" else self.model
 
     def predict(self, frame: pa.Table | Mapping[str, Any]) -> np.ndarray:
-        """The score of each row: a probability, or the distance to its cluster's center.
+        """The score of each row: a probability, a spend, or the distance to its cluster's center.
 
         Args:
             frame: features by name; further columns are ignored.

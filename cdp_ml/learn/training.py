@@ -11,24 +11,27 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
-from cdp_ml.learn import clusters, estimators
+from cdp_ml.learn import baselines, clusters, estimators
 from cdp_ml.learn.datasets import (
     TimeSplit,
     as_arrow,
+    check_no_copy,
     check_no_leak,
     feature_names,
     matrix,
     rows_at,
 )
+from cdp_ml.learn.drift import Profile, drift_table, profile
 from cdp_ml.learn.evaluate import (
     Estimate,
     Evaluation,
     check_learnable,
-    is_learnable,
     judge_propensity,
-    propensity_metrics,
+    judge_value,
 )
 from cdp_ml.learn.score import Predictor
+from cdp_ml.learn.selection import OBJECTIVES, Choice, candidates_table, choose
+from cdp_ml.learn.value import ValueModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +40,19 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 
+EXPLAINED = 500
+"""How many test rows are explained for the summary of contributions: each costs a millisecond."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A fitted model with everything that its report and its registration need.
 
     `typical` is the median of each feature (an example without personal data), `excluded` the
     features without at least two values, `importance` the total gain by feature. `outcomes` and
-    `scores` (of `model` and of each baseline) are those of the test rows.
+    `scores` (of `model`, of each baseline, and of the `champion`) are those of the test rows.
+    `choice` tells what was tried, `profile` what later customers are compared with; `explained`
+    holds the features of some test rows and their contributions to the scores.
     """
 
     spec: ModelSpec
@@ -57,6 +66,9 @@ class Trained:
     importance: Mapping[str, float] = field(default_factory=dict)
     outcomes: np.ndarray | None = None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    choice: Choice | None = None
+    profile: Profile = field(default_factory=dict)
+    explained: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -96,93 +108,113 @@ def train(
     check_no_leak(table, split, spec.name)
     if spec.task == "clustering":
         return _train_clusters(spec, table, split)
-    return _train_propensity(spec, table, split, champion)
+    return _train_supervised(spec, table, split, champion)
 
 
-def _train_propensity(
+def _train_supervised(
     spec: ModelSpec, table: pa.Table, split: TimeSplit, champion: Predictor | None
 ) -> Trained:
+    """Train a propensity or a value model: alike but for objective, baselines and judgement."""
     past, test = rows_at(table, split.train), rows_at(table, (split.test,))
     y, y_test = _labels(past, spec.name), _labels(test, spec.name)
-    check_learnable(y, spec.name, "training")
-    check_learnable(y_test, spec.name, "test")
+    check_learnable(y > 0, spec.name, "training")
+    check_learnable(y_test > 0, spec.name, "test")
     features, excluded = _informative(spec, past)
-    x, x_test = matrix(past, features), matrix(test, features)
-    params, tried = _chosen_parameters(spec, past, split, features)
-    booster = estimators.fit_lightgbm(x, y, features, params)
-    predictor = Predictor(spec.name, 0, spec.task, features, booster)
+    x = matrix(past, features)
+    check_no_copy(x, y, features, spec.name)
+    choice = choose(spec, past, split, features)
+    newest = matrix(rows_at(past, split.train[-1:]), features)
+    model = _fitted(spec, choice, (x, y), newest, features)
+    predictor = Predictor(spec.name, 0, spec.task, features, model)
     score = predictor.predict(test)
-    rivals = estimators.baseline_scores((x, y), x_test, features, spec.label.happens)
-    judged = judge_propensity(
-        spec.name, y_test, score, rivals, spec.beat_baselines_by, _champion_scores(champion, test)
-    )
-    gain = booster.feature_importance("gain")
+    rivals = _rivals(predictor, spec, (x, y), newest, matrix(test, features))
+    judge = judge_value if spec.task == "value" else judge_propensity
+    theirs = _champion_scores(champion, test)
+    judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
+    profiled = profile(past, features, score)
+    tables = _tables(choice, profiled, test, score)
+    gain = predictor.booster.feature_importance("gain")
     return Trained(
         spec=spec,
         split=split,
         predictor=predictor,
-        evaluation=replace(judged, tables={**judged.tables, **tried}),
-        parameters=params,
+        evaluation=replace(judged, tables={**judged.tables, **tables}),
+        parameters=choice.parameters,
         rows={
             "train_rows": len(y),
-            "train_positives": int(y.sum()),
+            "train_positives": int((y > 0).sum()),
             "test_rows": len(y_test),
-            "test_positives": int(y_test.sum()),
+            "test_positives": int((y_test > 0).sum()),
         },
         typical=_typical(x, features),
         excluded=excluded,
-        importance=dict(zip(features, (float(g) for g in gain), strict=True)),
+        importance=dict(zip(features, map(float, gain), strict=True)),
         outcomes=y_test,
-        scores={"model": score, **rivals},
+        scores={"model": score, **rivals, **({} if theirs is None else {"champion": theirs})},
+        choice=choice,
+        profile=profiled,
+        explained=_explained(predictor, test),
     )
 
 
-def _chosen_parameters(
-    spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, pa.Table]]:
-    """The parameters of LightGBM, and what was tried to find those that the specification asks for.
-
-    Raises:
-        ConfigError: if a parameter is unknown.
-    """
-    origin = f"models/{spec.name}.yaml: estimator"
-    params = estimators.parameters(spec.estimator, past.num_rows, origin)
-    if spec.estimator.get("num_leaves") != estimators.AUTO:
-        return params, {}
-    tried = _try_leaves(params, past, split, features)
-    if tried is None:
-        return params, {}
-    return {**params, "num_leaves": tried["num_leaves"][0].as_py()}, {"leaves": tried}
+def _fitted(
+    spec: ModelSpec,
+    choice: Choice,
+    train: tuple[np.ndarray, np.ndarray],
+    newest: np.ndarray,
+    features: tuple[str, ...],
+) -> Any:
+    """The booster of a propensity, recalibrated if so chosen; a value model."""
+    objective = OBJECTIVES[spec.task]
+    booster = estimators.fit_lightgbm(*train, features, choice.parameters, objective)
+    if spec.task == "value":
+        return ValueModel(booster, features, _expectation(spec, newest, features))
+    return estimators.recalibrate(booster, *choice.sigmoid) if choice.sigmoid else booster
 
 
-def _try_leaves(
-    params: Mapping[str, Any], past: pa.Table, split: TimeSplit, features: tuple[str, ...]
-) -> pa.Table | None:
-    """Try numbers of leaves on the newest training instant, before the test is looked at.
-
-    Each is fitted on the training instants whose label windows had closed by then.
-
-    Returns:
-        num_leaves, log_loss and auc, the least log-loss first; None if no window had closed, or
-        there is too little to learn or to judge.
-    """
-    import pyarrow as pa
-
-    newest = split.train[-1]
-    closed = tuple(t for t in split.train if t + split.horizon <= newest)
-    fit, held = rows_at(past, closed), rows_at(past, (newest,))
-    (x, y), (x_held, y_held) = (
-        (matrix(rows, features), matrix(rows, ("label",))[:, 0]) for rows in (fit, held)
-    )
-    if not (is_learnable(y) and is_learnable(y_held)):
+def _expectation(
+    spec: ModelSpec, newest: np.ndarray, features: tuple[str, ...]
+) -> baselines.Expectation | None:
+    """BG/NBD and Gamma-Gamma; none if the features or the customers do not tell them."""
+    if not baselines.has_history(features, value=True):
         return None
-    tried = []
-    for leaves in estimators.LEAVES:
-        booster = estimators.fit_lightgbm(x, y, features, {**params, "num_leaves": leaves})
-        found = propensity_metrics(y_held, booster.predict(x_held, num_threads=1), draws=1)
-        measured = {name: found[name].value for name in ("log_loss", "auc")}
-        tried.append({"num_leaves": leaves, **measured})
-    return pa.Table.from_pylist(sorted(tried, key=lambda row: row["log_loss"]))
+    try:
+        return baselines.fit_expectation(newest, features, spec.label.within_days)
+    except NotPromotedError:
+        return None
+
+
+def _rivals(
+    predictor: Predictor,
+    spec: ModelSpec,
+    train: tuple[np.ndarray, np.ndarray],
+    newest: np.ndarray,
+    x: np.ndarray,
+) -> Mapping[str, np.ndarray]:
+    """The baselines' scores of the test rows."""
+    label, features = spec.label, predictor.features
+    if spec.task == "value":
+        return baselines.value_baselines(predictor.model.expectation, x, features)
+    return baselines.propensity_baselines(
+        train, newest, x, features, label.happens, label.within_days
+    )
+
+
+def _tables(choice: Choice, profiled: Profile, test: pa.Table, score: np.ndarray) -> dict[str, Any]:
+    """What was tried, and how far the test customers are from the training's."""
+    found = {"drift": drift_table(profiled, test, score)}
+    if choice.candidates:
+        found["candidates"] = candidates_table(choice.candidates)
+    return found
+
+
+def _explained(predictor: Predictor, test: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Values and contributions of the features of some test rows, drawn at random."""
+    import numpy as np
+
+    rows = np.random.default_rng(1).permutation(test.num_rows)[:EXPLAINED]
+    x = matrix(test.take(np.sort(rows)), predictor.features)
+    return x, predictor.booster.predict(x, pred_contrib=True, num_threads=1)[:, :-1]
 
 
 def _train_clusters(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:

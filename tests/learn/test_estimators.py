@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from cdp_ml.errors import ConfigError
-from cdp_ml.learn.estimators import baseline_scores, fit_lightgbm, fit_logistic, parameters
+from cdp_ml.learn.estimators import (
+    fit_lightgbm,
+    fit_logistic,
+    fit_sigmoid,
+    parameters,
+    recalibrate,
+)
 
 NAMES = ("days_since_last_order", "orders_lifetime")
 
@@ -57,23 +63,22 @@ def test_random_thresholds_give_other_trees():
     assert not np.array_equal(plain.predict(x), random.predict(x))
 
 
-def test_recency_and_frequency_rank_as_their_names_say():
-    x = np.array([[1.0, 9], [50, 2], [np.nan, 1]])
-    scores = baseline_scores(some_rows(), x, NAMES, happens=True)
-    assert list(np.argsort(-scores["recency"])) == [0, 1, 2]
-    assert list(np.argsort(-scores["frequency"])) == [0, 1, 2]
-
-
-def test_for_churn_they_rank_the_other_way():
-    x = np.array([[1.0, 9], [50, 2], [np.nan, 1]])
-    scores = baseline_scores(some_rows(), x, NAMES, happens=False)
-    assert list(np.argsort(-scores["recency"])) == [2, 1, 0]
-    assert list(np.argsort(-scores["frequency"])) == [2, 1, 0]
-
-
-def test_baselines_without_their_feature_are_left_out():
+def test_a_recalibrated_booster_is_the_sigmoid_of_its_log_odds():
     x, y = some_rows()
-    assert set(baseline_scores((x, y), x, ("a", "b"), happens=True)) == {"logistic"}
+    booster = fit_lightgbm(x, y, NAMES, parameters({"n_estimators": 5}, 200, "here"))
+    raw = booster.predict(x, raw_score=True)
+    changed = recalibrate(booster, 0.7, -0.3)
+    np.testing.assert_allclose(changed.predict(x), 1 / (1 + np.exp(-(0.7 * raw - 0.3))))
+    assert not np.allclose(booster.predict(x), changed.predict(x))
+
+
+def test_a_sigmoid_undoes_what_was_overstated():
+    random = np.random.default_rng(0)
+    odds = random.normal(size=20_000)
+    y = (random.random(20_000) < 1 / (1 + np.exp(-odds))).astype(float)
+    slope, shift = fit_sigmoid(1 / (1 + np.exp(-2 * odds - 1)), y)
+    assert slope == pytest.approx(1 / 2, abs=0.03)
+    assert shift == pytest.approx(-1 / 2, abs=0.05)
 
 
 def test_the_logistic_regression_bears_unknown_and_constant_features():

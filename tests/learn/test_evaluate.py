@@ -11,7 +11,9 @@ from cdp_ml.learn.evaluate import (
     check_learnable,
     decile_table,
     judge_propensity,
+    judge_value,
     propensity_metrics,
+    value_metrics,
 )
 
 OUTCOMES = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1, 0] * 40, dtype=float)
@@ -113,11 +115,87 @@ def test_the_gate_asks_for_the_lead_of_its_specification():
     assert "better by more than 0.4" in judged.verdict
 
 
+def honest(strength, seed=0, shift=0.0):
+    """The probability given y * strength + noise; `shift` overstates its log-odds."""
+    z = strength * OUTCOMES + np.random.default_rng(seed).normal(size=len(OUTCOMES))
+    prior = np.log(OUTCOMES.mean() / (1 - OUTCOMES.mean()))
+    return 1 / (1 + np.exp(-(strength * z - strength**2 / 2 + prior + shift)))
+
+
 def test_a_challenger_below_the_champion_is_not_promoted():
     rival = {"recency": noisy(0, seed=2)}
-    better, worse = noisy(3), noisy(1.5)
+    better, worse = honest(3), honest(1.5)
     assert not judge_propensity("m", OUTCOMES, worse, rival, 0.0, champion=better).promoted
-    assert judge_propensity("m", OUTCOMES, better, rival, 0.0, champion=worse).promoted
+    judged = judge_propensity("m", OUTCOMES, better, rival, 0.0, champion=worse)
+    assert judged.promoted, judged.verdict
+    assert judged.metrics["champion/log_loss_gain"].low > 0
+
+
+def test_a_challenger_that_may_be_worse_is_not_promoted_but_the_same_is():
+    rival, champion = {"recency": noisy(0, seed=2)}, honest(2)
+    alike = judge_propensity("m", OUTCOMES, honest(2.02, seed=5), rival, 0.0, champion=champion)
+    assert alike.metrics["champion/log_loss_gain"].low < 0
+    assert "its interval must not reach below 0" in alike.verdict
+    assert judge_propensity("m", OUTCOMES, champion, rival, 0.0, champion=champion).promoted
+
+
+def test_a_challenger_whose_probabilities_mean_less_is_not_promoted():
+    rival = {"recency": noisy(0, seed=2)}
+    judged = judge_propensity("m", OUTCOMES, honest(3, shift=2.5), rival, 0.0, champion=honest(1))
+    assert judged.metrics["champion/log_loss_gain"].low > 0
+    assert "its ECE is worse than the champion's by 0." in judged.verdict
+
+
+def test_the_gain_over_every_baseline_has_an_interval():
+    rivals = {"recency": noisy(1, seed=1), "frequency": noisy(0.5, seed=2)}
+    judged = judge_propensity("m", OUTCOMES, noisy(3), rivals, 0.0)
+    for name, score in rivals.items():
+        assert judged.metrics[f"baseline_{name}/auc_gain"] == auc_gain(OUTCOMES, noisy(3), score)
+
+
+def test_the_gini_of_a_hand_computed_case():
+    """Spend 0, 0, 10, 30; best order reaches 3/4, then all: the area is known."""
+    y = np.array([0.0, 0, 10, 30])
+    by_order = {(3, 2, 1, 0): 1.0, (0, 1, 2, 3): -1.0, (2, 3, 1, 0): 0.6}
+    for order, expected in by_order.items():
+        score = np.empty(4)
+        score[list(order)] = [4.0, 3, 2, 1]
+        assert value_metrics(y, score, draws=1)["gini"].value == pytest.approx(expected)
+    assert value_metrics(y, np.ones(4), draws=1)["gini"].value == pytest.approx(0)
+
+
+SPEND = np.random.default_rng(0).gamma(2, 20, 500) * (np.arange(500) % 3 == 0)
+
+
+def forecast(noise, level=1.0, seed=0):
+    error = np.random.default_rng(seed).normal(size=len(SPEND)) * noise
+    return level * np.maximum(SPEND + error, 0) / np.maximum(SPEND + error, 0).mean() * SPEND.mean()
+
+
+def test_a_value_is_judged_by_rank_level_and_deciles():
+    found = value_metrics(SPEND, SPEND * 1.5, draws=3)
+    assert found["gini"].value == pytest.approx(1)
+    assert found["bias"].value == pytest.approx(1.5)
+    assert found["decile_mape"].value == pytest.approx(0.5)
+    assert found["mae"].value == pytest.approx(0.5 * SPEND.mean())
+    assert "bias" not in value_metrics(SPEND, SPEND, amount=False, draws=1)
+
+
+def test_a_value_model_is_promoted_by_its_gini_unless_its_level_is_off():
+    rivals = {"bgnbd": forecast(60, seed=1), "frequency": forecast(90, seed=2)}
+    assert judge_value("v", SPEND, forecast(20), rivals, 0.0).promoted
+    high = judge_value("v", SPEND, forecast(20, level=2.0), rivals, 0.0)
+    assert "predicted over actual spend 2.00; it must be between 0.67 and 1.50" in high.verdict
+    rank = judge_value("v", SPEND, forecast(60, seed=1), rivals, 0.0)
+    assert "v is not promoted: Gini" in rank.verdict
+    assert "(bgnbd)" in rank.verdict
+
+
+def test_a_value_model_below_the_champion_is_not_promoted():
+    rivals = {"frequency": forecast(90, seed=2)}
+    judged = judge_value("v", SPEND, forecast(40), rivals, 0.0, champion=forecast(10))
+    assert "over the champion in Gini" in judged.verdict
+    assert not judged.promoted
 
 
 def test_deciles_add_up():

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from learn_cases import (
     clustering,
@@ -67,7 +68,7 @@ def test_training_again_gives_the_same_model():
 def test_the_number_of_leaves_is_the_best_on_the_newest_training_instant():
     spec = propensity(estimator={"n_estimators": 20, "num_leaves": "auto"})
     chosen = train(spec, training_frame(spec), split_of(spec))
-    tried = chosen.evaluation.tables["leaves"].to_pylist()
+    tried = chosen.evaluation.tables["candidates"].to_pylist()
     assert {row["num_leaves"] for row in tried} == set(estimators.LEAVES)
     assert tried[0] == min(tried, key=lambda row: row["log_loss"])
     assert chosen.parameters["num_leaves"] == tried[0]["num_leaves"]
@@ -79,7 +80,7 @@ def test_the_test_has_no_say_in_the_number_of_leaves():
     others = [customers_at(t) for t in split.train]
     another = [*others, customers_at(split.test, seed=9, learnable=False)]
     first, second = (
-        train(spec, pa.concat_tables(frames), split).evaluation.tables["leaves"]
+        train(spec, pa.concat_tables(frames), split).evaluation.tables["candidates"]
         for frames in ([*others, customers_at(split.test)], another)
     )
     assert first == second
@@ -92,7 +93,7 @@ def test_without_a_closed_earlier_instant_the_number_of_leaves_is_that_of_few_ro
     )
     chosen = train(spec, training_frame(spec), split_of(spec))
     assert chosen.parameters["num_leaves"] == 4
-    assert "leaves" not in chosen.evaluation.tables
+    assert "candidates" not in chosen.evaluation.tables
 
 
 def test_noise_is_not_promoted():
@@ -154,6 +155,45 @@ def test_labels_must_be_there_and_known():
         train(propensity(), unknown, split_of(propensity()))
 
 
+def test_a_copy_of_the_outcome_among_the_features_is_refused():
+    frame = training_frame(propensity())
+    copied = frame.append_column("spend_next_month", frame["label"])
+    with pytest.raises(LeakageError, match="'spend_next_month' tells the outcome of all 1,200"):
+        train(propensity(), copied, split_of(propensity()))
+
+
+def test_features_that_became_known_after_their_instant_are_refused():
+    frame = training_frame(propensity())
+    late = pc.add(frame["event_timestamp"], pa.scalar(1, pa.duration("us")))
+    with pytest.raises(LeakageError, match="whose 'ingested_at' lies after their instant"):
+        train(propensity(), frame.append_column("ingested_at", late), split_of(propensity()))
+    known = frame.append_column("ingested_at", frame["event_timestamp"])
+    assert train(propensity(), known, split_of(propensity())).metrics == fitted().metrics
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_outcomes_of_one_class_give_a_sentence_and_no_model(outcome):
+    frame = with_label(training_frame(propensity()), pa.array([outcome] * 1600))
+    with pytest.raises(NotPromotedError, match=r"1200 rows, \d+ of them with the outcome"):
+        train(propensity(), frame, split_of(propensity()))
+
+
+def test_thirty_customers_give_a_sentence_or_a_judged_model():
+    frame = training_frame(propensity(), rows=30)
+    with pytest.raises(NotPromotedError, match="test has 30 rows"):
+        train(propensity(), frame, split_of(propensity()))
+
+
+def test_the_champion_and_the_challenger_are_compared_in_a_document(tmp_path):
+    spec = propensity()
+    again = train(spec, training_frame(spec), split_of(spec), champion=fitted().predictor)
+    write_report(again, tmp_path)
+    text = (tmp_path / "champion.md").read_text(encoding="utf-8")
+    assert again.verdict in text
+    assert "| log-loss |" in text
+    assert "0.000 [0.000, 0.000]" in text
+
+
 def test_clusters_are_trained_without_labels():
     assert fitted_clusters().promoted
     assert fitted_clusters().metrics["clusters"] == 3
@@ -182,8 +222,14 @@ def test_the_report_has_its_plots_and_no_customer(tmp_path):
     write_report(fitted(), tmp_path / "p")
     write_report(fitted_clusters(), tmp_path / "c")
     plots = {f.stem for f in (tmp_path / "p" / "plots").iterdir()}
-    assert {"roc", "precision_recall", "reliability", "gain", "importance", "scores"} == plots
+    assert plots == {
+        *("roc", "precision_recall", "reliability", "gain", "lift", "importance", "scores"),
+        *("contributions", "drift"),
+    }
+    page = (tmp_path / "p" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == len(plots)
+    assert "<table>" in page
     assert (tmp_path / "c" / "plots" / "profiles.png").stat().st_size > 1_000
     for file in tmp_path.rglob("*.*"):
-        if file.suffix in (".csv", ".md", ".json"):
+        if file.suffix in (".csv", ".md", ".json", ".html"):
             assert "c123" not in file.read_text(encoding="utf-8")
