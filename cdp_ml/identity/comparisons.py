@@ -70,6 +70,9 @@ _AREA = (
 )
 _NEAR = f"(postcode_l = postcode_r OR city_l = city_r OR {_AREA})"
 
+# Names that many bear are no misspellings of each other: charles is not charlotte.
+_SLIP = "NOT (is_common_l AND is_common_r)"
+
 KINDS: dict[str, Kind] = {
     "given_name": Kind(
         ("given_name",),
@@ -80,14 +83,22 @@ KINDS: dict[str, Kind] = {
             Level("swapped with surname", _SWAPPED, 0.01, term="names"),
             Level(
                 "similar",
-                "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.92"
+                f"{_SLIP} AND jaro_winkler_similarity(given_name_l, given_name_r) >= 0.92"
                 " OR (length(given_name_l) >= 3 AND starts_with(given_name_r, given_name_l))"
                 " OR (length(given_name_r) >= 3 AND starts_with(given_name_l, given_name_r))",
                 0.08,
             ),
             Level("in the other field", _ASTRAY, 0.01),
-            Level("close", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.85", 0.03),
-            Level("related", "jaro_winkler_similarity(given_name_l, given_name_r) >= 0.75", 0.02),
+            Level(
+                "close",
+                f"{_SLIP} AND jaro_winkler_similarity(given_name_l, given_name_r) >= 0.85",
+                0.03,
+            ),
+            Level(
+                "related",
+                f"{_SLIP} AND jaro_winkler_similarity(given_name_l, given_name_r) >= 0.75",
+                0.02,
+            ),
             Level("different", "ELSE", 0.10),
         ),
     ),

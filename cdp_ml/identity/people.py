@@ -21,6 +21,10 @@ NOBODY = 20
 CANDIDATES = """(FROM nodes WHERE unique_id IN
     (SELECT join_key_l FROM candidates UNION SELECT join_key_r FROM candidates))"""
 """SQL: the nodes that occur in table `candidates`."""
+COMMON_NAME = 0.001
+"""A given name that this share of the records bears, and at least `COMMON_BEARERS` of them, is no
+misspelling of another."""
+COMMON_BEARERS = 5
 LEAST_RECORDS_FOR_TERMS = 200
 """Among fewer records the frequency of a name says nothing about how common it is."""
 
@@ -123,7 +127,7 @@ def make_people(db: DuckDBPyConnection, model: Model, nodes: str = "nodes") -> N
     db.execute(f"""
         CREATE OR REPLACE TABLE people AS
         SELECT n.* EXCLUDE (record, source, source_record_id, ingested_at, fingerprint),
-            coalesce(a.aliases, []) AS aliases{tf}{_names(model)}
+            coalesce(a.aliases, []) AS aliases{tf}, {_common(model)} AS is_common{_names(model)}
         FROM {nodes} n LEFT JOIN alias a USING (given_name){joins}
     """)
 
@@ -139,13 +143,26 @@ def describe(
         tf: by field, how frequent the value is, if it is listed.
         model: knows how frequent values are that are not listed.
     """
-    row = {**node, "aliases": list(aliases)}
+    row = {**node, "aliases": list(aliases), "is_common": False}
     for field, once in model.rarest.items():
         row[f"tf_{field}"] = None if node[field] is None else tf.get(field, once)
+    if "given_name" in model.rarest and node["given_name"] is not None:
+        row["is_common"] = row["tf_given_name"] >= _common_from(model)
     if _names(model) and node["given_name"] is not None and node["surname"] is not None:
         row["names"] = f"{node['given_name']} {node['surname']}"
         row["tf_names"] = row["tf_given_name"] * row["tf_surname"]
     return row
+
+
+def _common(model: Model) -> str:
+    """SQL: whether many bear the given name, so that it is nobody's misspelling."""
+    if "given_name" not in model.rarest:
+        return "false"
+    return f"coalesce(tf_given_name >= {_common_from(model)}, false)"
+
+
+def _common_from(model: Model) -> float:
+    return max(COMMON_NAME, COMMON_BEARERS * model.rarest["given_name"])
 
 
 def _names(model: Model) -> str:
