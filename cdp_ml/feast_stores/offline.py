@@ -2,12 +2,16 @@
 
 Named in features/feature_store.yaml. A data source's path is the name of a table of the lake, so
 that the registry knows no machine's paths.
+
+Feast's own DuckDB store carries all features of all rows through its joins and then sorts them;
+this one first finds which row holds, looking at keys and times alone, and fetches that row by its
+place in the Parquet files. The queries are SQL, as Ibis has no name for that place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +21,20 @@ from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStoreConfig,
 )
 from feast.infra.offline_stores.file_source import FileSource
-from feast.infra.offline_stores.ibis import (
-    get_historical_features_ibis,
-    pull_all_from_table_or_query_ibis,
-    pull_latest_from_table_or_query_ibis,
-)
+from feast.infra.offline_stores.ibis import IbisRetrievalJob, pull_all_from_table_or_query_ibis
+from feast.infra.offline_stores.offline_store import RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.on_demand_feature_view import OnDemandFeatureView
 
 from cdp_ml.config import Engine
 from cdp_ml.contracts import contract
 from cdp_ml.engine import connect
-from cdp_ml.errors import ContractError
+from cdp_ml.errors import ContractError, nearest
 from cdp_ml.lake import Lake
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
     from feast import RepoConfig
     from feast.data_source import DataSource
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
+
+_ROW = "(file_index::BIGINT << 40) + file_row_number"
+"""A row's place in the files of a table."""
 
 
 class LakeOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
@@ -55,7 +63,7 @@ class LakeOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
 
 
 class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
-    """Feast's DuckDB store, but for where a data source's rows come from."""
+    """Feast's DuckDB store, but for where rows come from and how they are joined."""
 
     @staticmethod
     def get_historical_features(
@@ -68,19 +76,33 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
-        """Join the features that held at each row's instant, within their views' TTL."""
-        return get_historical_features_ibis(
-            config=config,
-            feature_views=feature_views,
-            feature_refs=feature_refs,
-            entity_df=entity_df,
-            registry=registry,
-            project=project,
-            data_source_reader=_reader(config),
-            data_source_writer=_refuse_to_write,
-            full_feature_names=full_feature_names,
-            filter_by_created_timestamp=filter_by_created_timestamp,
+        """Join the features that held at each row's instant, within their views' TTL.
+
+        The rows come back in the order of `entity_df`. Of rows of equal event timestamp the one
+        created last holds, and of those the last written. Instants without a time zone are UTC.
+
+        Raises:
+            ContractError: if a table or one of its columns is not there, or `entity_df` is SQL.
+        """
+        if isinstance(entity_df, str):
+            raise ContractError("entity_df: SQL is not supported; give a data frame")
+        instant = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+        tables = _Tables.of(config)
+        _register_spine(tables.con, entity_df, instant)
+        parts = [
+            _Part.of(view, feature_refs, full_feature_names, filter_by_created_timestamp)
+            for view in feature_views
+        ]
+        query = _as_of_query(tables, entity_df.columns, instant, parts)
+        instants = entity_df[instant]
+        metadata = RetrievalMetadata(
+            features=feature_refs,
+            keys=[c for c in entity_df.columns if c != instant],
+            min_event_timestamp=instants.min(),
+            max_event_timestamp=instants.max(),
         )
+        odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        return tables.job(config, query, odfvs, full_feature_names, metadata)
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -94,18 +116,22 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         end_date: datetime,
     ) -> RetrievalJob:
         """The newest row of each key within a span of time; materialization asks for it."""
-        return pull_latest_from_table_or_query_ibis(
-            config=config,
-            data_source=data_source,
-            join_key_columns=join_key_columns,
-            feature_name_columns=feature_name_columns,
-            timestamp_field=timestamp_field,
-            created_timestamp_column=created_timestamp_column,
-            start_date=start_date,
-            end_date=end_date,
-            data_source_reader=_reader(config),
-            data_source_writer=_refuse_to_write,
-        )
+        tables = _Tables.of(config)
+        keys = _listed(join_key_columns)
+        times = [c for c in (timestamp_field, created_timestamp_column) if c]
+        columns = [*join_key_columns, *feature_name_columns, *times]
+        at = f"{_quoted(timestamp_field)}::TIMESTAMPTZ"
+        query = f"""
+            WITH latest AS (
+                SELECT {_newest(timestamp_field, created_timestamp_column)} AS _row
+                FROM ({tables.rows(data_source, [*join_key_columns, *times])}) AS f
+                WHERE {at} BETWEEN {_literal(start_date)} AND {_literal(end_date)}
+                GROUP BY {keys}
+            )
+            SELECT {_listed(columns)}
+            FROM latest JOIN ({tables.rows(data_source, columns)}) AS f USING (_row)
+        """
+        return tables.job(config, query)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -128,7 +154,7 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             created_timestamp_column=created_timestamp_column,
             start_date=start_date,
             end_date=end_date,
-            data_source_reader=_reader(config),
+            data_source_reader=partial(_read, _Tables.of(config)),
             data_source_writer=_refuse_to_write,
         )
 
@@ -142,20 +168,193 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         contract(data_source.path)
 
 
-def _reader(config: RepoConfig) -> Callable[[DataSource, str], Table]:
-    """What reads a data source's rows; all tables of a query must come from one connection."""
-    store: LakeOfflineStoreConfig = config.offline_store
-    root = Path(config.repo_path or ".") / store.lake
-    lake = Lake.published(root) if store.versions is None else Lake(root, dict(store.versions))
-    con = connect(Engine(threads=store.threads, memory_limit=store.memory_limit))
-    return partial(_read, lake, con)
+@dataclass(frozen=True)
+class _Tables:
+    """The lake's tables as DuckDB sees them; all of a query come from one connection."""
+
+    lake: Lake
+    con: SQLBackend
+
+    @classmethod
+    def of(cls, config: RepoConfig) -> _Tables:
+        store: LakeOfflineStoreConfig = config.offline_store
+        root = Path(config.repo_path or ".") / store.lake
+        lake = Lake.published(root) if store.versions is None else Lake(root, dict(store.versions))
+        return cls(lake, connect(Engine(threads=store.threads, memory_limit=store.memory_limit)))
+
+    def rows(self, source: DataSource, columns: Sequence[str]) -> str:
+        """SQL of some columns of a data source, and of `_row`, each row's place."""
+        name, files = source.path, self._files(source)
+        if not files:
+            self.con.create_table(name, self.lake.arrow(name), temp=True, overwrite=True)
+            return self._select(name, f"SELECT *, 0 AS _row FROM {_quoted(name)}", columns)
+        paths = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in files)
+        read = f"read_parquet([{paths}], union_by_name = true)"
+        return self._select(name, f"SELECT *, {_ROW} AS _row FROM {read}", columns)
+
+    def job(
+        self,
+        config: RepoConfig,
+        query: str,
+        odfvs: Sequence[OnDemandFeatureView] = (),
+        full_feature_names: bool = False,
+        metadata: RetrievalMetadata | None = None,
+    ) -> RetrievalJob:
+        """A query that runs when its result is asked for."""
+        # Ibis 12's Backend.sql calls a method that DuckDB 2.0 no longer has; a view says the same.
+        self.con.raw_sql(f"CREATE VIEW _result AS {query}")
+        return IbisRetrievalJob(
+            table=self.con.table("_result"),
+            on_demand_feature_views=list(odfvs),
+            full_feature_names=full_feature_names,
+            metadata=metadata,
+            data_source_writer=_refuse_to_write,
+            staging_location=None,
+            staging_location_endpoint_override=None,
+            repo_path=str(config.repo_path),
+        )
+
+    def _files(self, source: DataSource) -> list[str]:
+        assert isinstance(source, FileSource)
+        if not self.lake.has(source.path):
+            raise ContractError(
+                f"no table '{source.path}' in {self.lake.root}; run 'cdp-ml refresh'"
+            )
+        return self.lake.files(source.path)
+
+    def _select(self, name: str, query: str, columns: Sequence[str]) -> str:
+        known = [row[0] for row in self.con.raw_sql(f"DESCRIBE {query}").fetchall()]
+        for column in columns:
+            if column not in known:
+                raise ContractError(
+                    f"table '{name}' has no column '{column}', which features/ declares; "
+                    f"{nearest(column, known)} Run 'cdp-ml refresh' if it is new"
+                )
+        return f"SELECT {_listed(columns)}, _row FROM ({query})"
 
 
-def _read(lake: Lake, con: SQLBackend, source: DataSource, repo_path: str) -> Table:
-    assert isinstance(source, FileSource)
-    if not lake.has(source.path):
-        raise ContractError(f"no table '{source.path}' in {lake.root}; run 'cdp-ml refresh'")
-    return lake.read(source.path, con)
+@dataclass(frozen=True)
+class _Part:
+    """What a training set takes of one feature view.
+
+    `keys` names the entity column by join key, `features` the source's column by name in the
+    result. Columns are those of the source.
+    """
+
+    source: DataSource
+    keys: Mapping[str, str]
+    features: Mapping[str, str]
+    ttl: timedelta | None
+    timestamp: str
+    created: str | None
+    known_by_then: bool
+
+    @classmethod
+    def of(
+        cls, view: FeatureView, refs: Sequence[str], full_names: bool, by_created: bool
+    ) -> _Part:
+        source, name = view.batch_source, view.projection.name_to_use()
+        if source is None:
+            raise ContractError(f"feature view '{view.name}' has no table to be read from")
+        columns = {new: old for old, new in source.field_mapping.items()}
+        prefix = f"{view.projection.name_alias or view.name}__" if full_names else ""
+        wanted = [ref.partition(":")[2] for ref in refs if ref.startswith(f"{name}:")]
+        keys = view.projection.join_key_map or {e.name: e.name for e in view.entity_columns}
+        return cls(
+            source=source,
+            keys={columns.get(k, k): v for k, v in keys.items()},
+            features={f"{prefix}{f}": columns.get(f, f) for f in wanted},
+            ttl=view.ttl or None,
+            timestamp=columns.get(source.timestamp_field, source.timestamp_field),
+            created=source.created_timestamp_column or None,
+            known_by_then=by_created,
+        )
+
+    @property
+    def narrow(self) -> list[str]:
+        """The columns that tell which row holds."""
+        return [*self.keys, self.timestamp, *([self.created] if self.created else [])]
+
+    def holds(self, instant: str) -> str:
+        """The condition under which row f may hold at row s of the spine."""
+        then, at = f"s.{_quoted(instant)}", f"f.{_quoted(self.timestamp)}::TIMESTAMPTZ"
+        conditions = [f"f.{_quoted(k)} = s.{_quoted(v)}" for k, v in self.keys.items()]
+        conditions.append(f"{at} <= {then}")
+        if self.ttl:
+            age = f"to_microseconds({self.ttl // timedelta(microseconds=1)})"
+            conditions.append(f"{at} >= {then} - {age}")
+        if self.known_by_then and self.created:
+            conditions.append(f"f.{_quoted(self.created)}::TIMESTAMPTZ <= {then}")
+        return " AND ".join(conditions)
+
+
+def _register_spine(con: SQLBackend, entity_df: pd.DataFrame, instant: str) -> None:
+    """Table `_spine`: the rows to be filled, numbered, their instants in UTC."""
+    import pyarrow as pa
+
+    rows = pa.Table.from_pandas(entity_df, preserve_index=False)
+    con.con.register("_entities", rows)
+    at = _quoted(instant)
+    con.raw_sql(
+        f"CREATE TABLE _spine AS SELECT * REPLACE ({at}::TIMESTAMPTZ AS {at}), "
+        "row_number() OVER () AS _spine_row FROM _entities"
+    )
+
+
+def _as_of_query(
+    tables: _Tables, columns: Sequence[str], instant: str, parts: Sequence[_Part]
+) -> str:
+    """For each view: which row holds at each row of the spine, then that row's features."""
+    steps, joins = [], []
+    for i, part in enumerate(parts):
+        newest = _newest(part.timestamp, part.created)
+        features = [f"{_quoted(column)} AS {_quoted(f)}" for f, column in part.features.items()]
+        wide = tables.rows(part.source, list(dict.fromkeys(part.features.values())))
+        steps += [
+            f"""latest_{i} AS (
+                SELECT _spine_row, {newest} AS _row
+                FROM _spine AS s JOIN ({tables.rows(part.source, part.narrow)}) AS f
+                ON {part.holds(instant)} GROUP BY _spine_row
+            )""",
+            f"""view_{i} AS (
+                SELECT {", ".join(["_spine_row", *features])}
+                FROM latest_{i} JOIN ({wide}) AS f USING (_row)
+            )""",
+        ]
+        joins.append(f"LEFT JOIN view_{i} USING (_spine_row)")
+    names = [name for part in parts for name in part.features]
+    steps_sql = f"WITH {', '.join(steps)}" if steps else ""
+    selected = _listed([*columns, *names])
+    return f"{steps_sql} SELECT {selected} FROM _spine {' '.join(joins)} ORDER BY _spine_row"
+
+
+def _newest(timestamp: str, created: str | None) -> str:
+    """The aggregate that finds the row that holds, among rows f."""
+    at = f"f.{_quoted(timestamp)}::TIMESTAMPTZ"
+    if not created:
+        # One number for time and place: half the cost of comparing structs.
+        return f"(max((epoch_us({at})::HUGEINT << 64) + _row) & {2**64 - 1})::BIGINT"
+    then = f"coalesce(f.{_quoted(created)}::TIMESTAMPTZ, '-infinity')"
+    return f"max({{'at': {at}, 'created': {then}, 'row': _row}}).row"
+
+
+def _read(tables: _Tables, source: DataSource, repo_path: str) -> Table:
+    """A data source as an Ibis expression."""
+    tables._files(source)
+    return tables.lake.read(source.path, tables.con)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(_quoted(name) for name in names)
+
+
+def _literal(instant: datetime) -> str:
+    at = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    return f"TIMESTAMPTZ '{at.astimezone(UTC).isoformat()}'"
 
 
 def _refuse_to_write(*args: Any) -> None:
