@@ -121,6 +121,42 @@ def evaluate(
     _print(found, summary.render_evaluation(found), as_json)
 
 
+Model = Annotated[str, typer.Argument(help="A model of the workspace: a file in models/.")]
+
+
+@app.command()
+def train(model: Model, home: Home = HERE) -> None:
+    """Train a model on the published features and register it; its gate decides on promotion."""
+    from cdp_ml.workspace import open_workspace
+
+    trained = open_workspace(home).train(model, register=True)
+    print(f"Version {trained.predictor.version}: {trained.verdict}")
+    if trained.promoted:
+        print("The next 'cdp-ml refresh' scores with it.")
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[int, typer.Argument(help="Its version, as 'cdp-ml ui' lists it.")],
+    home: Home = HERE,
+) -> None:
+    """Make a registered version of a model the champion, whatever its gate said."""
+    from cdp_ml.workspace import open_workspace
+
+    open_workspace(home).promote(model, version)
+    print(f"{model} version {version} is the champion: the next 'cdp-ml refresh' scores with it.")
+
+
+@app.command()
+def rollback(model: Model, home: Home = HERE) -> None:
+    """Make the champion before the present one champion again."""
+    from cdp_ml.workspace import open_workspace
+
+    version = open_workspace(home).rollback(model)
+    print(f"{model} version {version} is the champion: the next 'cdp-ml refresh' scores with it.")
+
+
 @app.command()
 def tables(
     name: Annotated[str | None, typer.Argument(help="A table; all of them by default.")] = None,

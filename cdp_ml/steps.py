@@ -24,6 +24,7 @@ from cdp_ml.workspace import (
     instants_of,
     people_at,
     training_frame,
+    with_labels,
 )
 
 if TYPE_CHECKING:
@@ -451,9 +452,8 @@ def _published_number(run: Run) -> int:
 
 def train(run: Run) -> Report:
     """Train the models that are due by their cadence; the others keep their version."""
-    before = run.report("train").get("models", {})
     models = {
-        name: before[name] if _is_fresh(run, name) else _train_model(run, spec)
+        name: _kept_model(run, name) if _is_fresh(run, name) else _train_model(run, spec)
         for name, spec in run.models.items()
     }
     for name in model_versions(run):
@@ -474,11 +474,35 @@ def _is_fresh(run: Run, name: str) -> bool:
     return timedelta(0) <= age < timedelta(days=run.models[name].cadence_days)
 
 
+def _kept_model(run: Run, name: str) -> dict[str, Any]:
+    """What the last training reported, with the version that was promoted by hand since."""
+    kept = dict(run.report("train")["models"][name])
+    by_hand = _promoted_by_hand(run, name)
+    return kept if by_hand is None else {**kept, "version": by_hand}
+
+
+def _promoted_by_hand(run: Run, name: str) -> int | None:
+    """The champion that people chose since the last publication, if they did."""
+    from cdp_ml.learn.registry import champion_version
+
+    champion, published = champion_version(run.settings, name), last_run(run.lake.root)
+    served = published["versions"].get(model_key(name)) if published else None
+    reported = run.report("train").get("models", {}).get(name, {}).get("version")
+    return None if champion in (served, reported) else champion
+
+
 def training_inputs(run: Run) -> object:
-    """What decides whether training is due: specification and cadence, else the data itself."""
+    """What decides whether training is due: specification and cadence, else the data itself.
+
+    And a champion that was promoted by hand, which is to serve from now on.
+    """
     data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAIT_TABLES}]
     return {
-        name: [_specification(run, name), None if _is_fresh(run, name) else data]
+        name: [
+            _specification(run, name),
+            None if _is_fresh(run, name) else data,
+            _promoted_by_hand(run, name),
+        ]
         for name in run.models
     }
 
@@ -489,7 +513,7 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     from cdp_ml.learn.datasets import time_split
     from cdp_ml.learn.training import train
 
-    served = run.lake.versions.get(model_key(spec.name))
+    served = _promoted_by_hand(run, spec.name) or run.lake.versions.get(model_key(spec.name))
     base: dict[str, Any] = {
         "specification": _specification(run, spec.name),
         "as_of": run.as_of.isoformat(),
@@ -498,7 +522,7 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     try:
         split = time_split(spec, run.as_of, run.first_fact)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
-        champion = _champion(run, spec.name, frame.column_names)
+        champion = _champion(run, spec.name, served, frame.column_names)
         base["version"] = champion.version if champion else None
         if "label" in frame.column_names:
             labels = frame.select(["customer_id", "event_timestamp", "label"])
@@ -516,11 +540,10 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _champion(run: Run, name: str, features: list[str]) -> Predictor | None:
+def _champion(run: Run, name: str, version: int | None, features: list[str]) -> Predictor | None:
     """The model that is served, unless its files or its features are gone."""
     from cdp_ml.learn.registry import load_model
 
-    version = run.lake.versions.get(model_key(name))
     if version is None:
         return None
     try:
@@ -543,23 +566,53 @@ def model_versions(run: Run) -> dict[str, int]:
 
 
 def score(run: Run) -> Report:
-    """Score the eligible customers with each served model; scores of former instants stay."""
+    """Score the eligible customers with each served model; scores of former instants stay.
+
+    And watch the models: how far customers and scores have drifted from those of the training, and
+    what earlier scores turned out to be worth once their label windows had closed.
+    """
     import pyarrow as pa
 
     from cdp_ml.contracts import arrow_schema
+    from cdp_ml.learn.drift import drift_metrics
     from cdp_ml.learn.registry import load_model
     from cdp_ml.learn.score import score_customers
 
-    scored = []
+    scored, metrics = [], {}
     for name, version in model_versions(run).items():
-        spec = run.models[name]
-        frame = eligible_features(run.settings, run.lake, run.con, spec, [run.as_of])
-        scored.append(score_customers(load_model(run.settings, name, version), frame, run.as_of))
+        predictor = load_model(run.settings, name, version)
+        frame = eligible_features(run.settings, run.lake, run.con, run.models[name], [run.as_of])
+        scored.append(score_customers(predictor, frame, run.as_of))
+        if rows := frame.num_rows:
+            drift = drift_metrics(predictor.profile, frame, scored[-1]["score"].to_numpy())
+            metrics[name] = {"rows": rows, **drift, **_realized(run, run.models[name])}
     former = run.read("scores")
     kept = run.con.to_pyarrow(former.filter(former.as_of != run.as_of))
     rows = pa.concat_tables([arrow_schema("scores").empty_table(), *scored])
     run.lake.write("scores", pa.concat_tables([kept.cast(rows.schema), rows]))
-    return {"metrics": {t["model"][0].as_py(): {"rows": t.num_rows} for t in scored if t.num_rows}}
+    return {"metrics": metrics}
+
+
+def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
+    """What the newest scores whose label windows have closed turned out to be worth."""
+    from cdp_ml.learn.evaluate import realized_metrics
+    from cdp_ml.learn.registry import log_realized
+
+    if spec.task == "clustering":
+        return {}
+    s = run.read("scores")
+    closed = run.as_of - timedelta(days=spec.label.within_days)
+    mature = s.filter(s.model == spec.name, s.as_of <= closed)
+    newest = mature.filter(mature.as_of == mature.as_of.max())
+    given = run.con.to_pyarrow(newest.rename(event_timestamp="as_of"))
+    if not given.num_rows:
+        return {}
+    known = with_labels(run.lake, run.con, spec, given, run.as_of)
+    outcome, score = (known[c].to_numpy() for c in ("label", "score"))
+    found = realized_metrics(outcome, score, spec.task)
+    version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
+    log_realized(run.settings, spec.name, version, found, instant)
+    return found
 
 
 def segments(run: Run) -> Report:

@@ -7,8 +7,8 @@ and a model's training frame.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cdp_ml.identity.review import Identity
     from cdp_ml.learn.datasets import TimeSplit
     from cdp_ml.learn.score import Predictor
+    from cdp_ml.learn.training import Trained
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,70 @@ class Workspace:
         """
         spec, split = self._spec(model), self.split(model, as_of)
         return training_frame(self.settings, self.lake, self.con, spec, split).to_pandas()
+
+    def train(
+        self,
+        model: str,
+        as_of: datetime | None = None,
+        estimator: Mapping[str, int | float | str] | None = None,
+        register: bool = False,
+    ) -> Trained:
+        """Train a model on the published snapshots and judge it, as the refresh does.
+
+        Its `metrics`, `verdict` and `evaluation.tables` tell how good it is beside the baselines
+        and the champion; its `predictor` scores frames.
+
+        Args:
+            model: a name in models/.
+            as_of: the instant at which the training is imagined to happen; the run's by default.
+            estimator: parameters in place of those of the specification.
+            register: whether to record it in MLflow as the next version, and, if its gate lets
+                it, make it the champion, with which the next refresh scores.
+
+        Raises:
+            ConfigError: if there is no such model, or a parameter is unknown.
+            NotPromotedError: if there is too little data to learn or to judge.
+        """
+        from cdp_ml.learn import registry
+        from cdp_ml.learn.training import train
+
+        spec, split = self._spec(model), self.split(model, as_of)
+        if estimator is not None:
+            spec = spec.model_copy(update={"estimator": dict(estimator)})
+        frame = training_frame(self.settings, self.lake, self.con, spec, split)
+        serving = registry.champion_version(self.settings, model)
+        champion = registry.load_model(self.settings, model, serving) if serving else None
+        trained = train(spec, frame, split, champion)
+        if not register:
+            return trained
+        versions = {t: v for t, v in self.lake.versions.items() if self.lake.has(t)}
+        run_id = f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        version = registry.log_run(self.settings, trained, versions, run_id)
+        if trained.promoted:
+            registry.promote(self.settings, model, version)
+        return replace(trained, predictor=replace(trained.predictor, version=version))
+
+    def promote(self, model: str, version: int) -> None:
+        """Make a registered version the champion, with which the next refresh scores.
+
+        Raises:
+            ConfigError: if there is no such model.
+            NotPromotedError: if there is no such version.
+        """
+        from cdp_ml.learn.registry import promote
+
+        promote(self.settings, self._spec(model).name, version)
+
+    def rollback(self, model: str) -> int:
+        """Make the champion before the present one champion again; returns its version.
+
+        Raises:
+            ConfigError: if there is no such model.
+            NotPromotedError: if there was none before.
+        """
+        from cdp_ml.learn.registry import rollback
+
+        return rollback(self.settings, self._spec(model).name)
 
     def split(self, model: str, as_of: datetime | None = None) -> TimeSplit:
         """The instants of a model's training and test.

@@ -61,6 +61,21 @@ def drift_table(
     )
 
 
+def drift_metrics(
+    reference: Mapping[str, Any], rows: pa.Table, score: np.ndarray
+) -> dict[str, float]:
+    """The PSI of the score as `psi_score`, of each feature as `psi/FEATURE`, and the largest.
+
+    Empty for models that were registered without a profile.
+    """
+    if not reference:
+        return {}
+    table = drift_table(reference, rows, score).to_pylist()
+    found = {f"psi/{r['feature']}": r["psi"] for r in table if r["feature"] != SCORE}
+    total = {r["feature"]: r["psi"] for r in table}[SCORE]
+    return {"psi_score": total, "psi_max": max(found.values(), default=0.0), **found}
+
+
 def _psi(reference: Mapping[str, list[float]], values: np.ndarray) -> float:
     import numpy as np
 

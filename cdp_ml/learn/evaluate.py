@@ -222,6 +222,22 @@ def value_deciles(y: np.ndarray, score: np.ndarray) -> pa.Table:
     return table.rename_columns(names)
 
 
+def realized_metrics(y: np.ndarray, score: np.ndarray, task: str) -> dict[str, float]:
+    """What scores that were given turned out to be worth, once their outcomes were known.
+
+    Returns:
+        realized_auc, realized_ece and realized_base_rate of a propensity; realized_gini and
+        realized_bias of a value; nothing if there are too few outcomes to judge.
+    """
+    if not is_learnable(y > 0):
+        return {}
+    if task == "value":
+        found = value_metrics(y, score, draws=1)
+        return {f"realized_{n}": found[n].value for n in ("gini", "bias")}
+    found = propensity_metrics(y, score, draws=1)
+    return {f"realized_{n}": found[n].value for n in ("auc", "ece", "base_rate")}
+
+
 def decile_table(y: np.ndarray, score: np.ndarray) -> pa.Table:
     """The test customers in ten bins of equal size, by score from high to low.
 

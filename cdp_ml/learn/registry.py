@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.report import description, parameters, write_report
 from cdp_ml.learn.score import Predictor
+from cdp_ml.learn.value import ValueModel, expectation_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from cdp_ml.config import Settings
     from cdp_ml.learn.training import Trained
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
+_CHAMPIONS = "cdp_ml.champions"
+"""The tag of a registered model that lists the versions that were its champion, oldest first."""
 LINKAGE = "How records are recognized as one person: a run for each training of the linkage model"
 _SKOPS_TYPES = ["numpy.dtype"]
 """What loading may create beyond scikit-learn's and NumPy's own types that skops trusts."""
@@ -86,8 +90,36 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
                 write_report(trained, Path(folder))
                 client.log_artifacts(run.info.run_id, folder)
             model_uri = _log_model(trained)
+            _log_candidates(client, experiment, run.info.run_id, trained)
         tags = {"run_id": run_id, "training": training}
-        return _register(client, trained, model_uri, run.info.run_id, tags)
+        version = _register(client, trained, model_uri, run.info.run_id, tags)
+        client.set_registered_model_alias(trained.spec.name, CHALLENGER, str(version))
+        return version
+
+
+def log_realized(
+    settings: Settings, name: str, version: int, metrics: Mapping[str, float], as_of: datetime
+) -> None:
+    """Add to a version's run what its scores turned out to be worth.
+
+    Args:
+        settings: says where the workspace's data is.
+        name: the model's name.
+        version: the version that gave the scores.
+        metrics: such as realized_auc.
+        as_of: the instant of the scores; its day is the step of MLflow's chart.
+    """
+    with _quiet():
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        client = _client(settings)
+        try:
+            run = client.get_model_version(name, str(version)).run_id
+        except MlflowException:
+            return
+        when, day = int(as_of.timestamp() * 1000), as_of.toordinal()
+        client.log_batch(run, metrics=[Metric(k, v, when, day) for k, v in metrics.items()])
 
 
 def log_linkage(
@@ -134,7 +166,9 @@ def log_linkage(
 
 
 def promote(settings: Settings, name: str, version: int) -> None:
-    """Make a version the champion: the one that scores.
+    """Make a version the champion: the one with which the next refresh scores.
+
+    A challenger that becomes the champion is none any more.
 
     Raises:
         NotPromotedError: if there is no such version.
@@ -142,25 +176,77 @@ def promote(settings: Settings, name: str, version: int) -> None:
     with _quiet():
         from mlflow.exceptions import MlflowException
 
+        client = _client(settings)
         try:
-            _client(settings).set_registered_model_alias(name, CHAMPION, str(version))
+            client.set_registered_model_alias(name, CHAMPION, str(version))
         except MlflowException:
             raise NotPromotedError(
                 f"model '{name}' has no version {version}; 'cdp-ml ui' shows those there are"
             ) from None
+        former = _champions(client, name)
+        if former[-1:] != [version]:
+            client.set_registered_model_tag(name, _CHAMPIONS, json.dumps([*former, version]))
+        if _version_by_alias(client, name, CHALLENGER) == version:
+            client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def rollback(settings: Settings, name: str) -> int:
+    """Make the champion before the present one champion again.
+
+    Returns:
+        Its version.
+
+    Raises:
+        NotPromotedError: if there was none before.
+    """
+    with _quiet():
+        client = _client(settings)
+        former = _champions(client, name)
+        if len(former) < 2:
+            raise NotPromotedError(
+                f"model '{name}' had no champion before the present one; "
+                f"'cdp-ml promote {name} VERSION' chooses another"
+            )
+        client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(former[:-1]))
+    promote(settings, name, former[-2])
+    return former[-2]
+
+
+def _champions(client: MlflowClient, name: str) -> list[int]:
+    """The versions that were a model's champion, the present one last."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client.get_registered_model(name).tags
+    except MlflowException:
+        return []
+    return [int(v) for v in json.loads(tags.get(_CHAMPIONS, "[]"))]
 
 
 def champion_version(settings: Settings, name: str) -> int | None:
-    """The version that bears the alias `champion`; None if there is none."""
-    if not (_folder(settings) / "mlflow.db").is_file():
-        return None
-    with _quiet():
-        from mlflow.exceptions import MlflowException
+    """The version that bears the alias `champion`; None if there is none.
 
+    Read from the store itself, for every refresh asks: MLflow alone takes seconds to import.
+    """
+    database = _folder(settings) / "mlflow.db"
+    if not database.is_file():
+        return None
+    asked = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
+    with closing(sqlite3.connect(database)) as store:
         try:
-            return int(_client(settings).get_model_version_by_alias(name, CHAMPION).version)
-        except MlflowException:
+            found = store.execute(asked, (name, CHAMPION)).fetchone()
+        except sqlite3.OperationalError:  # no table yet: the store is being made
             return None
+    return int(found[0]) if found else None
+
+
+def _version_by_alias(client: MlflowClient, name: str, alias: str) -> int | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException:
+        return None
 
 
 def ui_command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
@@ -190,18 +276,23 @@ def load_model(settings: Settings, name: str, version: int) -> Predictor:
         version=version,
         task=described["task"],
         features=tuple(described["features"]),
-        model=_load_estimator(folder, described["task"]),
+        model=_load_estimator(folder, described),
         clusters=tuple(described["clusters"]),
+        profile=described.get("profile", {}),
     )
 
 
-def _load_estimator(folder: Path, task: str) -> Any:
-    if task == "clustering":
+def _load_estimator(folder: Path, described: Mapping[str, Any]) -> Any:
+    if described["task"] == "clustering":
         import skops.io
 
         return skops.io.load(folder / "model.skops", trusted=_SKOPS_TYPES)
     import lightgbm
 
+    if described["task"] == "value":
+        booster = lightgbm.Booster(model_file=str(folder / "artifacts" / "model.lgb"))
+        expectation = expectation_of(described["expectation"])
+        return ValueModel(booster, tuple(described["features"]), expectation)
     return lightgbm.Booster(model_file=str(folder / "model.lgb"))
 
 
@@ -276,7 +367,8 @@ def _log_facts(
     values: dict[str, float] = dict(trained.rows)
     for name, e in trained.evaluation.metrics.items():
         values[name] = e.value
-        if "/" not in name and e.low < e.high:  # the intervals of baselines are in metrics.json
+        is_ours = "/" not in name or name.endswith("_gain")
+        if is_ours and e.low < e.high:  # the intervals of baselines are in metrics.json
             values |= {f"{name}_low": e.low, f"{name}_high": e.high}
     _log_values(client, run, parameters(trained), values)
     inputs = [
@@ -340,6 +432,7 @@ def _log_model(trained: Trained) -> str:
             "task": predictor.task,
             "features": list(predictor.features),
             "clusters": list(predictor.clusters),
+            "profile": dict(trained.profile),
         },
     }
     if predictor.task == "clustering":
@@ -354,12 +447,57 @@ def _log_model(trained: Trained) -> str:
                 **given,
             ).model_uri
         )
+    if predictor.task == "value":
+        return _log_value_model(predictor.model, given)
     import mlflow.lightgbm
 
     required = _requirements("lightgbm", "pandas")
     return str(
         mlflow.lightgbm.log_model(predictor.model, pip_requirements=required, **given).model_uri
     )
+
+
+def _log_value_model(model: ValueModel, given: dict[str, Any]) -> str:
+    """Store trees as text, the expectation as JSON, and the code with which MLflow joins them."""
+    import mlflow.pyfunc
+
+    fields = model.expectation_fields()
+    given = {**given, "metadata": {**given["metadata"], "expectation": fields}}
+    with tempfile.TemporaryDirectory() as folder:
+        trees, expectation = Path(folder) / "model.lgb", Path(folder) / "expectation.json"
+        model.booster.save_model(str(trees))
+        expectation.write_text(json.dumps(fields), encoding="utf-8")
+        return str(
+            mlflow.pyfunc.log_model(
+                python_model=str(Path(__file__).with_name("served_value.py")),
+                artifacts={"trees": str(trees), "expectation": str(expectation)},
+                pip_requirements=_requirements("cdp-ml", "lightgbm", "pandas", "scipy"),
+                **given,
+            ).model_uri
+        )
+
+
+def _log_candidates(client: MlflowClient, experiment: str, parent: str, trained: Trained) -> None:
+    """A child run for each number of leaves, or other parameters, that was tried."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    choice = trained.choice
+    for candidate in choice.candidates if choice else ():
+        changed = {k: str(v) for k, v in candidate.parameters.items()}
+        chosen = candidate.parameters == trained.parameters
+        name = f"{changed['num_leaves']} leaves" + (" (chosen)" if chosen else "")
+        child = client.create_run(
+            experiment, tags={"mlflow.parentRunId": parent, "mlflow.user": "cdp-ml"}, run_name=name
+        ).info.run_id
+        now = int(time.time() * 1000)
+        measured = {**candidate.metrics, "seconds": candidate.seconds}
+        client.log_batch(
+            child,
+            metrics=[Metric(k, v, now, 0) for k, v in measured.items()],
+            params=[Param(f"estimator.{k}", v) for k, v in changed.items()],
+            tags=[RunTag("cdp_ml.chosen", str(chosen).lower())],
+        )
+        client.set_terminated(child)
 
 
 def _signature(trained: Trained) -> Any:

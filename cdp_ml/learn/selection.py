@@ -140,7 +140,7 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
 
 
 def candidates_table(candidates: tuple[Candidate, ...]) -> pa.Table:
-    """The parameters in which candidates differ, their metrics and seconds, the best first.
+    """The parameters in which candidates differ, and their metrics, the best first.
 
     Args:
         candidates: as tried; the better metric is that of their task.
@@ -159,7 +159,6 @@ def candidates_table(candidates: tuple[Candidate, ...]) -> pa.Table:
             {
                 **{n: c.parameters[n] for n in names or ["num_leaves"]},
                 **{m: c.metrics[m] for m in shown},
-                "seconds": round(c.seconds, 3),
             }
             for c in ordered
         ]

@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 from learn_cases import AS_OF, customers_at, fitted, fitted_clusters, three_kinds_of_customers
+from test_value import fitted_value, shoppers_at
 
 from cdp_ml.config import Settings
 from cdp_ml.errors import NotPromotedError
@@ -112,6 +113,51 @@ def test_only_promotion_makes_a_champion(workspace):
     assert registry.champion_version(workspace, "other") == first
     registry.promote(workspace, "other", second)
     assert registry.champion_version(workspace, "other") == second
+
+
+def test_the_newest_version_is_the_challenger_until_it_is_promoted(workspace, client):
+    from dataclasses import replace
+
+    other = replace(fitted(), spec=fitted().spec.model_copy(update={"name": "third"}))
+    first, second = (registry.log_run(workspace, other, {}, run) for run in ("run-3", "run-3b"))
+    registry.promote(workspace, "third", first)
+    assert registry._version_by_alias(client, "third", "challenger") == second
+    registry.promote(workspace, "third", second)
+    assert registry._version_by_alias(client, "third", "challenger") is None
+    assert registry.rollback(workspace, "third") == first
+    assert registry.champion_version(workspace, "third") == first
+    with pytest.raises(NotPromotedError, match="no champion before the present one"):
+        registry.rollback(workspace, "third")
+
+
+def test_every_candidate_is_a_child_of_the_training(client, version):
+    run = client.get_model_version("purchase_30d", str(version)).run_id
+    experiment = client.get_experiment_by_name("purchase_30d").experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}'")
+    leaves = [c.data.params["estimator.num_leaves"] for c in children]
+    assert sorted(leaves, key=int) == ["4", "8", "15", "31"]
+    (chosen,) = [c for c in children if c.data.tags["cdp_ml.chosen"] == "true"]
+    assert chosen.data.metrics["log_loss"] == min(c.data.metrics["log_loss"] for c in children)
+
+
+def test_what_scores_were_worth_is_added_to_the_run(workspace, client, version):
+    registry.log_realized(workspace, "purchase_30d", version, {"realized_auc": 0.7}, AS_OF)
+    run = client.get_model_version("purchase_30d", str(version)).run_id
+    assert client.get_run(run).data.metrics["realized_auc"] == 0.7
+    registry.log_realized(workspace, "purchase_30d", 99, {"realized_auc": 0.7}, AS_OF)
+
+
+def test_a_loaded_value_model_predicts_as_the_trained_one_and_so_does_mlflow(workspace, client):
+    trained = fitted_value()
+    version = registry.log_run(workspace, trained, {}, "run-v")
+    customers = shoppers_at(AS_OF, rows=20)
+    expected = trained.predictor.predict(customers)
+    loaded = registry.load_model(workspace, "clv_90d", version)
+    np.testing.assert_allclose(loaded.predict(customers), expected)
+    assert loaded.profile == trained.profile
+    served = mlflow.pyfunc.load_model(client.get_model_version("clv_90d", str(version)).source)
+    features = customers.to_pandas()[list(trained.predictor.features)].astype(float)
+    np.testing.assert_allclose(served.predict(features), expected)
 
 
 def test_a_refresh_that_was_killed_after_registering_finds_its_version_again(workspace, version):

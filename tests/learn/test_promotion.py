@@ -1,0 +1,134 @@
+"""Training, promoting and rolling back by hand, and what the next refresh makes of it."""
+
+import datetime as dt
+import shutil
+
+import pyarrow as pa
+import pytest
+from learn_cases import fitted
+
+from cdp_ml import steps
+from cdp_ml.config import IdentitySpec, Settings
+from cdp_ml.contracts import arrow_schema
+from cdp_ml.journal import Journal
+from cdp_ml.lake import Lake, publish
+from cdp_ml.learn import registry
+
+NAME = "purchase_30d"
+NOW = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A workspace with three registered versions, of which the first was published as champion."""
+    settings = Settings(home=tmp_path_factory.mktemp("promotion"), sources={})
+    for run in ("a", "b", "c"):
+        registry.log_run(settings, fitted(), {}, run)
+    registry.promote(settings, NAME, 1)
+    served(settings, 1)
+    return settings
+
+
+@pytest.fixture
+def settings(template, tmp_path):
+    """A copy of it, to change: to make one takes seconds."""
+    shutil.copytree(template.home, tmp_path / "copy")
+    return Settings(home=tmp_path / "copy", sources={})
+
+
+def served(settings, version):
+    """Publish a run that serves a version."""
+    at = NOW + dt.timedelta(hours=version)
+    times = {"as_of": NOW, "started_at": at, "published_at": at}
+    versions = {f"model/{NAME}": version}
+    publish(settings.lake, {"run_id": str(version), **times, "versions": versions, "summary": {}})
+
+
+def run_of(settings, reported):
+    """A refresh whose last training reported a version."""
+    journal = Journal(settings.data / "journal.json", versions={f"model/{NAME}": reported})
+    journal.run = {"run_id": "next", "known_at": NOW.isoformat()}
+    model = {
+        "version": reported,
+        "as_of": NOW.isoformat(),
+        "specification": [fitted().spec.fingerprint(), steps.hash_of(settings.share("features"))],
+        "metrics": {},
+    }
+    journal.steps = {
+        "train": {"report": {"models": {NAME: model}}},
+        "ingest": {"report": {"last_fact": "2026-06-30T12:00:00+00:00"}},
+    }
+    empty = IdentitySpec(comparisons=(), blocking_rules=(), training_rules=(), prior_rules=())
+    lake = Lake(settings.lake, journal.versions)
+    return steps.Run(settings, {NAME: fitted().spec}, empty, journal, lake)
+
+
+def test_what_people_promote_serves_from_the_next_refresh_on(settings):
+    before = steps.training_inputs(run_of(settings, 1))
+    registry.promote(settings, NAME, 3)
+    run = run_of(settings, 1)
+    assert steps.training_inputs(run) != before, "training is due"
+    report = steps.train(run)
+    assert report["models"][NAME]["version"] == 3
+    assert run.lake.versions == {f"model/{NAME}": 3}
+
+
+def test_once_it_serves_nothing_is_due_any_more(settings):
+    before = steps.training_inputs(run_of(settings, 1))
+    registry.promote(settings, NAME, 3)
+    settled = steps.training_inputs(run_of(settings, 3))
+    served(settings, 3)
+    assert steps.training_inputs(run_of(settings, 3)) == settled == before
+
+
+def test_what_a_refresh_promotes_is_not_taken_for_a_decision_of_people(settings):
+    """Killed between its training and its publication, it goes on with what it trained."""
+    before = steps.training_inputs(run_of(settings, 2))
+    assert steps.train(run_of(settings, 2))["models"][NAME]["version"] == 2
+    registry.promote(settings, NAME, 2)
+    assert steps.training_inputs(run_of(settings, 2)) == before
+    served(settings, 2)
+    assert steps.training_inputs(run_of(settings, 2)) == before
+
+
+def test_rolling_back_serves_the_champion_before(settings):
+    registry.promote(settings, NAME, 2)
+    served(settings, 2)
+    assert registry.rollback(settings, NAME) == 1
+    assert steps.train(run_of(settings, 2))["models"][NAME]["version"] == 1
+
+
+def test_asking_who_is_champion_needs_no_mlflow(settings, monkeypatch):
+    monkeypatch.setattr(registry, "_client", None)
+    assert registry.champion_version(settings, NAME) == 1
+    assert registry.champion_version(settings, "nobody") is None
+
+
+def test_scores_are_judged_once_their_windows_have_closed(settings, monkeypatch):
+    """Of two instants with scores only the older has outcomes; those are what it was worth."""
+    run, old, new = run_of(settings, 1), NOW - dt.timedelta(days=30), NOW - dt.timedelta(days=29)
+    rows = [
+        {
+            "model": NAME,
+            "model_version": 1,
+            "customer_id": f"c{i}",
+            "as_of": at,
+            "score": i / 100,
+            "percentile": i / 100,
+        }
+        for at in (old, new)
+        for i in range(100)
+    ]
+    run.lake.write("scores", pa.Table.from_pylist(rows, arrow_schema("scores")))
+    asked = []
+
+    def outcomes(lake, con, spec, given, as_of):
+        asked.extend(set(given["event_timestamp"].to_pylist()))
+        number = [int(c[1:]) for c in given["customer_id"].to_pylist()]
+        return given.append_column("label", pa.array([float(n >= 50) for n in number]))
+
+    monkeypatch.setattr(steps, "with_labels", outcomes)
+    found = steps._realized(run, fitted().spec)
+    assert asked == [old]
+    assert found["realized_auc"] == 1.0
+    assert found["realized_base_rate"] == 0.5
