@@ -567,6 +567,7 @@ def _quiet() -> Iterator[None]:
     """Keep MLflow from telling its makers, and from telling the user what we report ourselves."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     loggers = [logging.getLogger(n) for n in ("mlflow", "alembic")]

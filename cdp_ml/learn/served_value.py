@@ -4,14 +4,13 @@ MLflow runs this file when it loads the model by its own means; cdp-ml itself re
 the numbers without running anything, see `cdp_ml.learn.registry.load_model`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import lightgbm
 import mlflow
+import pandas
 
 from cdp_ml.learn.datasets import matrix
 from cdp_ml.learn.value import ValueModel, expectation_of
@@ -26,8 +25,7 @@ class ServedValue(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         fields = json.loads(Path(context.artifacts["expectation"]).read_text(encoding="utf-8"))
         self._model = ValueModel(booster, tuple(booster.feature_name()), expectation_of(fields))
 
-    # Unannotated: MLflow would take Any for a schema.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> Any:
         """The expected spend of each row of a frame with the features."""
         return self._model.predict(matrix(model_input, self._model.features))
 
