@@ -185,11 +185,14 @@ def _models_against_truth(models: dict[str, Any]) -> RichTable:
         ">AUC",
         ">the truth's AUC",
         ">attained share",
+        ">ECE",
     )
     for name, m in models.items():
         share = f"{m['attained']:.1%}"
         table.add_row(
-            name, f"{m['customers']:,}", f"{m['auc']:.3f}", f"{m['auc_truth']:.3f}", share
+            name,
+            f"{m['customers']:,}",
+            *(f"{m['auc']:.3f}", f"{m['auc_truth']:.3f}", share, f"{m['ece']:.3f}"),
         )
     return table
 

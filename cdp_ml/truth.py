@@ -38,8 +38,8 @@ def evaluate_workspace(
         if the linkage model is there, and `threshold`, the one in use. `models`: for each
         propensity whose true probabilities are known at its test instant, the AUC out of time, the
         AUC that the true probabilities themselves reach on the same customers (the best
-        attainable), and the share of the way from chance to there. `labels`: how the links agree
-        with people's decisions. `charts`: the files written.
+        attainable), the share of the way from chance to there, and the expected calibration error.
+        `labels`: how the links agree with people's decisions. `charts`: the files written.
 
     Raises:
         ConfigError: if there is nothing to compare with, or a file lacks columns.
@@ -210,7 +210,9 @@ def _with_truth(
 
 
 def _compare(known: pd.DataFrame) -> dict[str, float]:
-    from cdp_ml.learn.evaluate import auc_against_truth
+    from cdp_ml.learn.evaluate import auc_against_truth, propensity_metrics
 
-    compared = auc_against_truth(known["label"], known["score"], known["probability"])
-    return {"customers": len(known), **compared}
+    outcome, score = known["label"].to_numpy(), known["score"].to_numpy()
+    compared = auc_against_truth(outcome, score, known["probability"])
+    ece = propensity_metrics(outcome, score, draws=1)["ece"].value
+    return {"customers": len(known), **compared, "ece": ece}
