@@ -45,7 +45,7 @@ class UnknownCustomerError(CdpError):
 
 
 class _Resolving:
-    """The run's resolver, opened by who asks first: it takes seconds and not all runs need it."""
+    """The run's resolver, opened by who asks first: it takes seconds."""
 
     def __init__(self, opened: Callable[[], Resolver]) -> None:
         self._opened = opened
@@ -285,7 +285,12 @@ class Latest:
         pause = threading.Event()
         while True:
             try:
-                self.update()
+                if self.update():
+                    # Seconds that the first who resolves somebody need not wait.
+                    self.online().resolving.resolver()
+                pause.wait(every)
+            except NotPromotedError as error:
+                logger.info("no online resolve: %s", error)
                 pause.wait(every)
             except Exception as error:
                 # Whatever is wrong with the new run, the former one goes on answering.

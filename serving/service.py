@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse
 
 from cdp_ml import __version__, online
 from cdp_ml.config import environment_home, load_settings
-from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
+from cdp_ml.errors import CdpError, ConfigError, LinkageError, NotPromotedError
 
 logger = logging.getLogger("bentoml.cdp_ml")
 
@@ -45,6 +45,7 @@ STATUS: Mapping[type[CdpError], int] = {
     online.UnknownCustomerError: 404,
     ConfigError: 404,
     NotPromotedError: 409,
+    LinkageError: 409,
     online.NothingPublishedError: 503,
 }
 """The HTTP status of each kind of error; 500 is a defect of ours."""

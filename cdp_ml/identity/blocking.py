@@ -211,10 +211,13 @@ def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, among: s
 
 def _check_pairs(db: DuckDBPyConnection, rule: str, key: str, left: str, most: int) -> None:
     """Count the pairs of a rule before they are made."""
-    sizes = "(SELECT {0} AS key, count(*) AS n FROM {1} WHERE {0} IS NOT NULL GROUP BY 1)"
+    sizes = "SELECT {0} AS key, count(*) AS n FROM {1} WHERE {0} IS NOT NULL GROUP BY 1"
+    met = (
+        "blocks" if left == "blocks" else f"(FROM blocks WHERE {key} IN (SELECT {key} FROM {left}))"
+    )
     found = db.execute(f"""
-        SELECT coalesce(sum(l.n * (r.n - 1)), 0) FROM {sizes.format(key, left)} l
-        JOIN {sizes.format(key, "blocks")} r USING (key)
+        SELECT coalesce(sum(l.n * (r.n - 1)), 0) FROM ({sizes.format(key, left)}) l
+        JOIN ({sizes.format(key, met)}) r USING (key)
     """).fetchall()[0][0]
     pairs = int(found) // 2 if left == "blocks" else int(found)
     log.debug("identity: rule '%s' brings at most %d pairs", rule, pairs)

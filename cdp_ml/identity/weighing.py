@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.errors import LinkageError
 from cdp_ml.identity.comparisons import KINDS, Level
 from cdp_ml.identity.dependence import Context, context_bits
 from cdp_ml.identity.model import Model
@@ -115,9 +116,17 @@ def quiet_splink() -> Iterator[None]:
 
 
 def levels(model: Model, comparison: dict[str, Any]) -> Iterator[tuple[int, Any, Level]]:
-    """A comparison's levels: Splink's number (the best is highest), as trained, as declared."""
+    """A comparison's levels: Splink's number (the best is highest), as trained, as declared.
+
+    Raises:
+        LinkageError: if another version of cdp-ml trained the model, with other levels.
+    """
     trained = [x for x in comparison["comparison_levels"] if not x.get("is_null_level")]
     declared = KINDS[model.kinds[comparison["output_column_name"]]].levels
+    if [x["label_for_charts"] for x in trained] != [x.label for x in declared]:
+        raise LinkageError(
+            "another version of cdp-ml trained the linkage model; 'cdp-ml refresh' trains it anew"
+        )
     return zip(range(len(trained) - 1, -1, -1), trained, declared, strict=True)
 
 

@@ -1,6 +1,8 @@
+import copy
 import datetime as dt
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -187,3 +189,11 @@ def test_threads_get_the_answers_that_one_gets(world, whole):
     alone = [whole.resolve(p) for p in asked]
     with ThreadPoolExecutor(4) as callers:
         assert list(callers.map(whole.resolve, asked)) == alone
+
+
+def test_a_model_that_another_version_trained_is_refused_with_what_to_do(world):
+    _, records, _, model = world
+    settings = copy.deepcopy(model.settings)
+    del settings["comparisons"][0]["comparison_levels"][1]
+    with pytest.raises(LinkageError, match="another version of cdp-ml"):
+        resolver(records, replace(model, settings=settings))
