@@ -88,7 +88,6 @@ def rank_scores(x: np.ndarray, features: tuple[str, ...], happens: bool) -> dict
 
 def propensity_baselines(
     train: tuple[np.ndarray, np.ndarray],
-    newest: np.ndarray,
     x: np.ndarray,
     features: tuple[str, ...],
     happens: bool,
@@ -96,9 +95,11 @@ def propensity_baselines(
 ) -> dict[str, np.ndarray]:
     """Score test rows by each baseline; the ones of `PROBABLE` are probabilities.
 
+    BG/NBD learns from histories alone, no outcomes: it is fitted to those of the test rows
+    themselves, the newest there are, which makes it a stronger rival.
+
     Args:
         train: matrix and outcome to fit the logistic regression.
-        newest: the training rows of the newest instant, to fit BG/NBD.
         x: test rows.
         features: names of the columns.
         happens: whether the outcome is the order, or its absence.
@@ -111,7 +112,8 @@ def propensity_baselines(
     scores |= {name: ranks[name] for name in ("recency", "frequency", "rfm") if name in ranks}
     if has_history(features):
         try:
-            buys = fit_bgnbd(*_history(newest, features)).buys(*_history(x, features), ahead)
+            history = _history(x, features)
+            buys = fit_bgnbd(*history).buys(*history, ahead)
         except NotPromotedError:
             return scores
         scores["bgnbd"] = buys if happens else 1 - buys
@@ -119,13 +121,24 @@ def propensity_baselines(
 
 
 def value_baselines(
-    expectation: Expectation | None, x: np.ndarray, features: tuple[str, ...]
+    x: np.ndarray, features: tuple[str, ...], ahead: float
 ) -> Mapping[str, np.ndarray]:
-    """Score test rows by each baseline; only `bgnbd` is an amount of money."""
+    """Score test rows by each baseline; only `bgnbd`, with Gamma-Gamma, is an amount of money."""
     scores = rank_scores(x, features, happens=True)
+    expectation = expectation_at(x, features, ahead)
     if expectation is not None:
         scores["bgnbd"] = expectation.spend(x, features)
     return scores
+
+
+def expectation_at(x: np.ndarray, features: tuple[str, ...], ahead: float) -> Expectation | None:
+    """`fit_expectation`; None if the features or the customers do not tell it."""
+    if not has_history(features, value=True):
+        return None
+    try:
+        return fit_expectation(x, features, ahead)
+    except NotPromotedError:
+        return None
 
 
 def _history(x: np.ndarray, features: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -127,7 +127,7 @@ def _train_supervised(
     model = _fitted(spec, choice, (x, y), newest, features)
     predictor = Predictor(spec.name, 0, spec.task, features, model)
     score = predictor.predict(test)
-    rivals = _rivals(predictor, spec, (x, y), newest, matrix(test, features))
+    rivals = _rivals(predictor, spec, (x, y), matrix(test, features))
     judge = judge_value if spec.task == "value" else judge_propensity
     theirs = _champion_scores(champion, test)
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
@@ -168,36 +168,22 @@ def _fitted(
     objective = OBJECTIVES[spec.task]
     booster = estimators.fit_lightgbm(*train, features, choice.parameters, objective)
     if spec.task == "value":
-        return ValueModel(booster, features, _expectation(spec, newest, features))
+        ahead = spec.label.within_days
+        return ValueModel(booster, features, baselines.expectation_at(newest, features, ahead))
     return estimators.recalibrate(booster, *choice.sigmoid) if choice.sigmoid else booster
-
-
-def _expectation(
-    spec: ModelSpec, newest: np.ndarray, features: tuple[str, ...]
-) -> baselines.Expectation | None:
-    """BG/NBD and Gamma-Gamma; none if the features or the customers do not tell them."""
-    if not baselines.has_history(features, value=True):
-        return None
-    try:
-        return baselines.fit_expectation(newest, features, spec.label.within_days)
-    except NotPromotedError:
-        return None
 
 
 def _rivals(
     predictor: Predictor,
     spec: ModelSpec,
     train: tuple[np.ndarray, np.ndarray],
-    newest: np.ndarray,
     x: np.ndarray,
 ) -> Mapping[str, np.ndarray]:
     """The baselines' scores of the test rows."""
     label, features = spec.label, predictor.features
     if spec.task == "value":
-        return baselines.value_baselines(predictor.model.expectation, x, features)
-    return baselines.propensity_baselines(
-        train, newest, x, features, label.happens, label.within_days
-    )
+        return baselines.value_baselines(x, features, label.within_days)
+    return baselines.propensity_baselines(train, x, features, label.happens, label.within_days)
 
 
 def _tables(choice: Choice, profiled: Profile, test: pa.Table, score: np.ndarray) -> dict[str, Any]:
