@@ -1,0 +1,211 @@
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.learn import next_category
+from cdp_ml.learn.next_category import (
+    Purchases,
+    bought_between,
+    item_names,
+    load_ranker,
+    next_parameters,
+    purchases_before,
+    rank_popular,
+    rank_tifu,
+    recommend,
+    save_ranker,
+    tifu_vectors,
+    train_next,
+)
+
+AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
+QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
+
+
+def order_lines(*rows) -> pa.Table:
+    """Lines from (customer, days before AS_OF, item); those of a customer and day are one order."""
+    customer, days, item = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "customer_id": customer,
+            "order_id": [f"{c}/{d}" for c, d in zip(customer, days, strict=True)],
+            "event_timestamp": pa.array(
+                [AS_OF - dt.timedelta(days=d) for d in days], pa.timestamp("us", "UTC")
+            ),
+            "item": pa.array(item, pa.string()),
+        }
+    )
+
+
+def shop(customers=500, seed=0) -> pa.Table:
+    """Cushions and lamps are bought once, and soon after their covers and bulbs; coffee always."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(customers):
+        first = int(random.integers(10, 110))
+        main, companion = (("cushions", "covers"), ("lamps", "bulbs"))[number % 2]
+        name = f"c{number:04}"
+        rows += [
+            (name, first, main),
+            (name, max(1, first - int(random.integers(5, 20))), companion),
+        ]
+        if number % 3 == 0:
+            rows += [(name, day, "coffee") for day in range(1 + number % 14, 120, 14)]
+        rows.append((name, 130, str(random.choice(["towels", "vases"]))))
+    return order_lines(*rows)
+
+
+def purchases(*rows, items=4) -> Purchases:
+    """Purchases from (customer, order, item), orders ten days apart."""
+    customer, order, item = np.array(rows).T
+    return Purchases(customer, order, item, 10.0 * (order + 1), int(customer.max()) + 1, items)
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return train_next(shop(), AS_OF, QUICK, "next_category")
+
+
+def test_later_orders_count_more_by_hand():
+    # Three orders in groups of two from the back: {latest, one before} and {the first}. Each group
+    # is a mean, and so are the two groups.
+    p = purchases((0, 0, 0), (0, 1, 1), (0, 2, 2))
+    params = next_parameters({"group": 2, "decay_within": 0.5, "decay_between": 0.4}, "n")
+    assert tifu_vectors(p, params).toarray()[0] == pytest.approx([1 / 4, 0.5 / 4, 0.4 / 2, 0])
+
+
+def test_neighbors_bring_what_the_customer_never_bought():
+    p = purchases((0, 0, 0), (1, 0, 0), (1, 1, 1), (2, 0, 2))
+    found = rank_tifu(p, next_parameters({"neighbors": 1}, "n"), 3)
+    assert found.item[found.customer == 0].tolist() == [0, 1]
+    assert found.rank[found.customer == 0].tolist() == [1, 2]
+
+
+def test_popular_items_fill_up_behind_the_customers_own():
+    p = purchases((0, 0, 3), (1, 0, 1), (2, 0, 1), (2, 0, 2))
+    assert rank_popular(p, 2).item[:2].tolist() == [3, 1]
+    assert rank_popular(p, 2, own=0.0).item[:1].tolist() == [1]
+    assert rank_popular(p, 2, all_=0.0).customer.tolist() == [0, 1, 2, 2]
+
+
+def test_recall_and_ndcg_by_hand():
+    p = purchases((0, 0, 0), (1, 0, 1))
+    ranked = next_category.Ranked(*(np.array(a) for a in ([0, 0], [2, 3], [0.9, 0.1], [1, 2])))
+    future = np.array([[0, 3], [0, 1], [1, 1]])
+    ideal = 1 + 1 / np.log2(3)
+    expected = [[1 / 2, (1 / np.log2(3)) / ideal], [0, 0]]
+    assert next_category._hits(p, ranked, future, 2) == pytest.approx(np.array(expected))
+
+
+def test_what_follows_within_the_days_is_counted_and_nothing_later():
+    p = purchases((0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 2))
+    after, beside = next_category._transitions(p, 10)
+    share = 1 / (2 + next_category.SHRINK)
+    assert after.toarray()[0] == pytest.approx([0, share, share, 0])
+    assert after.toarray()[1:].sum() == beside.toarray().sum() == 0
+    assert next_category._transitions(p, 9)[0].nnz == 0
+
+
+def test_who_bought_cushions_is_offered_covers_and_not_cushions_again(trial):
+    new = order_lines(("new", 5, "cushions"), ("other", 5, "lamps"))
+    found = recommend(pa.concat_tables([shop(), new]), trial.ranker, AS_OF, 8).to_pylist()
+    rank = {r["item"]: r["rank"] for r in found if r["customer_id"] == "new"}
+    assert rank["covers"] < min(rank["cushions"], rank["lamps"], rank["bulbs"])
+    rank = {r["item"]: r["rank"] for r in found if r["customer_id"] == "other"}
+    assert rank["bulbs"] < min(rank["cushions"], rank["lamps"], rank["covers"])
+
+
+def test_what_is_bought_again_and_again_is_offered_again(trial):
+    found = recommend(shop(), trial.ranker, AS_OF, 1).to_pylist()
+    best = {r["customer_id"]: r for r in found}
+    drinkers = [best[f"c{n:04}"] for n in range(0, 300, 3)]
+    assert np.mean([r["item"] == "coffee" and r["bought_before"] for r in drinkers]) > 0.9
+
+
+def test_it_is_judged_on_a_later_window_and_beats_what_is_bought_most(trial):
+    metrics = trial.evaluation.metrics
+    ours, top = (metrics[f"{p}recall_at_2"] for p in ("", "baseline_global_top/"))
+    assert ours.low > top.high
+    assert trial.evaluation.promoted
+    assert "lead" in trial.evaluation.verdict
+    assert trial.rows["items"] == 7
+
+
+def test_the_future_changes_no_recommendation(trial):
+    later = order_lines(("c0001", -1, "vases"), ("c0002", -3, "sofas"))
+    both = pa.concat_tables([later, shop()])
+    assert recommend(both, trial.ranker, AS_OF).equals(recommend(shop(), trial.ranker, AS_OF))
+
+
+def test_neither_the_order_of_lines_nor_doubles_count():
+    lines = shop(60)
+    shuffled = lines.take(np.random.default_rng(0).permutation(lines.num_rows))
+    names = item_names(lines, AS_OF)
+    one, customers, _ = purchases_before(lines, AS_OF, names)
+    two, again, _ = purchases_before(pa.concat_tables([shuffled, lines]), AS_OF, names)
+    assert customers.equals(again)
+    for column in ("customer", "order", "item", "days"):
+        assert (getattr(one, column) == getattr(two, column)).all()
+
+
+def test_orders_are_counted_from_the_latest_and_lines_without_item_left_out():
+    lines = order_lines(("a", 9, "x"), ("a", 2, "y"), ("a", 2, None), ("b", 40, "x"))
+    p, customers, names = purchases_before(lines, AS_OF, item_names(lines, AS_OF))
+    assert (customers.to_pylist(), names.to_pylist()) == (["a", "b"], ["x", "y"])
+    assert p.order.tolist() == [0, 1, 0]
+    assert p.item.tolist() == [1, 0, 0]
+    assert p.days.tolist() == [2, 9, 40]
+    start = AS_OF - dt.timedelta(days=9)
+    assert bought_between(lines, start, AS_OF, customers, names).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_stored_model_recommends_as_the_trained_one(trial, tmp_path):
+    save_ranker(trial.ranker, tmp_path)
+    found = recommend(shop(), load_ranker(tmp_path), AS_OF)
+    assert found.equals(recommend(shop(), trial.ranker, AS_OF))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        shop(20),  # too few customers
+        shop().slice(0, 0),  # none
+        order_lines(*((f"c{i}", d, "all") for i in range(99) for d in (5, 35, 65))),  # one item
+        order_lines(*((f"c{i}", i % 30, "xy"[i % 2]) for i in range(99))),  # nobody bought before
+    ],
+)
+def test_too_little_to_learn_from_is_refused(lines):
+    with pytest.raises(NotPromotedError, match="no model this time"):
+        train_next(lines, AS_OF, QUICK, "next_category")
+
+
+def test_customers_who_are_all_the_same_promote_nothing():
+    lines = order_lines(*((f"c{i}", d, "xy"[d % 2]) for i in range(99) for d in (5, 36, 66, 95)))
+    assert not train_next(lines, AS_OF, QUICK, "next_category").evaluation.promoted
+
+
+def test_an_unknown_parameter_names_the_one_meant():
+    with pytest.raises(ConfigError, match="'neighbors'"):
+        train_next(shop(60), AS_OF, {"neighbor": 3}, "next_category")
+
+
+def test_groceries_half_as_many_again_as_bought_most(shared_data, monkeypatch):
+    from conftest import ROOT
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from next_basket import tafeng
+
+    (before, last), (history, future) = ((_some(p), f[f[:, 0] < 1_500]) for p, f in tafeng())
+    ranker = next_category.fit_ranker(before, last, {"n_estimators": 100}, "basket")
+    found = next_category.judge_next(history, future, ranker, "basket")
+    assert found.promoted
+    assert found.metrics["recall_at_10"].value > 0.13
+
+
+def _some(p: Purchases) -> Purchases:
+    kept = p.customer < 1_500
+    arrays = (getattr(p, n)[kept] for n in ("customer", "order", "item", "days"))
+    return Purchases(*arrays, 1_500, p.items)
