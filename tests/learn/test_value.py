@@ -35,8 +35,8 @@ def shoppers_at(instant, rows=600, seed=0) -> pa.Table:
     visits = random.integers(0, 2, rows)
     age = random.uniform(100, 400, rows)
     orders = 1 + random.poisson(rate * age / 365)
-    since = np.where(orders > 1, age * random.beta(1, orders), age)
-    coming = random.poisson(rate * 90 / 365 * np.where(visits, 2.0, 0.2))
+    since = np.where(orders > 1, age * random.beta(1, np.maximum(orders - 1, 1)), age)
+    coming = random.poisson(rate * 90 / 365 * np.where(visits, 1.5, 0.2))
     return pa.table(
         {
             "customer_id": [f"c{i}" for i in range(rows)],

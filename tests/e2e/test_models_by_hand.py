@@ -1,0 +1,88 @@
+"""Models that people write, train, promote and roll back, on a small synthetic world."""
+
+import shutil
+
+import pytest
+from conftest import ROOT
+
+import cdp_ml
+from cdp_ml.errors import ConfigError, NotPromotedError
+
+OPENS = """
+name: opens_email_14d
+task: propensity
+description: Opens an e-mail within 14 days.
+features: customer_traits
+label: {event: email_opened, within_days: 14}
+population: emails_sent_90d >= 1
+snapshots: {count: 3, every_days: 14}
+"""
+CATEGORY = """
+name: category_60d
+task: propensity
+description: Buys of the category within 60 days.
+features: customer_traits
+label: {event: order, category: CATEGORY, within_days: 60}
+snapshots: {count: 3, every_days: 30}
+"""
+
+
+@pytest.fixture
+def copied(demo_workspace, tmp_path):
+    shutil.copytree(demo_workspace, tmp_path / "demo")
+    return tmp_path / "demo"
+
+
+def versions_that_scored(home, model):
+    cdp = cdp_ml.open(home)
+    scores = cdp.table("scores").filter(lambda t: (t.model == model) & (t.as_of == cdp.as_of))
+    return set(scores.model_version.to_pyarrow().to_pylist())
+
+
+def test_people_train_promote_and_roll_back(copied):
+    name = "purchase_30d"
+    cdp = cdp_ml.open(copied)
+    tried = cdp.train(name, estimator={"n_estimators": 30, "num_leaves": 4})
+    assert tried.predictor.version == 0, "only tried"
+    assert tried.parameters["n_estimators"] == 30
+    assert "champion/log_loss_gain" in tried.metrics
+    second = cdp.train(name, register=True).predictor.version
+    assert second == 2
+    cdp.promote(name, second)
+    assert cdp_ml.refresh(copied).published
+    assert versions_that_scored(copied, name) == {2}
+    assert not cdp_ml.refresh(copied).published
+    assert cdp_ml.open(copied).rollback(name) == 1
+    assert cdp_ml.refresh(copied).published
+    assert versions_that_scored(copied, name) == {1}
+
+
+def test_what_is_not_there_is_said(demo_workspace):
+    cdp = cdp_ml.open(demo_workspace)
+    with pytest.raises(ConfigError, match=r"no model 'purchase_3d'.*purchase_30d"):
+        cdp.train("purchase_3d")
+    with pytest.raises(NotPromotedError, match="no version 99"):
+        cdp.promote("purchase_30d", 99)
+    with pytest.raises(NotPromotedError, match="no champion before"):
+        cdp.rollback("churn_90d")
+
+
+def test_a_new_propensity_is_a_new_file(copied):
+    """Opening an e-mail, and buying of a category: no line of code."""
+    products = cdp_ml.open(copied).table("products")
+    counted = products.group_by("category").count().to_pyarrow().to_pylist()
+    category = max(counted, key=lambda r: list(r.values())[-1])["category"]
+    (copied / "models").mkdir()
+    shutil.copy(ROOT / "models" / "identity.yaml", copied / "models")
+    (copied / "models" / "opens_email_14d.yaml").write_text(OPENS)
+    (copied / "models" / "category_60d.yaml").write_text(CATEGORY.replace("CATEGORY", category))
+    outcome = cdp_ml.refresh(copied)
+    trained = outcome.reports["train"]["models"]
+    assert set(trained) == {"opens_email_14d", "category_60d"}
+    for model in trained.values():
+        assert model["metrics"]["auc"] > 0.6, model["verdict"]
+    frame = cdp_ml.open(copied).training_set("opens_email_14d")
+    assert 0.05 < frame["label"].mean() < 0.95
+    drift = outcome.reports["score"]["metrics"]
+    for name in (n for n, m in trained.items() if m["version"]):
+        assert drift[name]["psi_score"] >= 0
