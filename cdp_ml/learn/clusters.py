@@ -110,7 +110,7 @@ def fit_clusters(
     _check_enough(x, x, largest, name)
     random = np.random.default_rng(int(params["seed"]))
     with limited_threads(x):
-        kept = former and _moved(x, former, params, random)
+        kept = _moved(x, former, params, random) if former else None
         if kept and qualifies(kept, params):
             return kept, (kept,)
         steps = _fit_steps(x)
@@ -309,6 +309,8 @@ def _moved(
     from sklearn.cluster import KMeans
 
     steps, centers = former[:-1], former[-1].cluster_centers_
+    if not int(params["min_clusters"]) <= len(centers) <= int(params["max_clusters"]):
+        return None
     z = steps.transform(x)
     sample = _sample(z, random)
     means = KMeans(len(centers), init=centers, n_init=1).fit(z)

@@ -96,7 +96,7 @@ def train(
         frame: customer_id, event_timestamp, features, and label for propensities; one row for each
             eligible customer and instant (Arrow or pandas).
         split: the instants, of `cdp_ml.learn.datasets.time_split`.
-        champion: the present champion, to compare with on the same test.
+        champion: the present champion, to compare with on the same test; clusters begin at its.
 
     Raises:
         LeakageError: if the frame knows the future.
@@ -107,7 +107,7 @@ def train(
     table = as_arrow(frame)
     check_no_leak(table, split, spec.name)
     if spec.task == "clustering":
-        return _train_clusters(spec, table, split)
+        return _train_clusters(spec, table, split, champion)
     return _train_supervised(spec, table, split, champion)
 
 
@@ -203,20 +203,27 @@ def _explained(predictor: Predictor, test: pa.Table) -> tuple[np.ndarray, np.nda
     return x, predictor.booster.predict(x, pred_contrib=True, num_threads=1)[:, :-1]
 
 
-def _train_clusters(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:
+def _train_clusters(
+    spec: ModelSpec, table: pa.Table, split: TimeSplit, champion: Predictor | None
+) -> Trained:
     features, excluded = _informative(spec, table)
     x = matrix(table, features)
-    chosen, candidates = clusters.fit_clusters(x, spec.estimator, spec.name)
+    former = champion if champion and champion.features == features else None
+    start = former.model if former else None
+    chosen, candidates = clusters.fit_clusters(x, spec.estimator, spec.name, start)
     params = clusters.clustering_parameters(spec.estimator, spec.name)
     names = clusters.name_clusters(chosen.pipeline, features)
+    if former:
+        names = clusters.keep_names(chosen.pipeline, features, x, (former.model, former.clusters))
     assigned = chosen.pipeline.predict(x)
     profiles = clusters.profile_table(x, assigned, names, features)
+    predictor = Predictor(spec.name, 0, spec.task, features, chosen.pipeline, names)
     return Trained(
         spec=spec,
         split=split,
-        predictor=Predictor(spec.name, 0, spec.task, features, chosen.pipeline, names),
+        predictor=predictor,
         evaluation=Evaluation(
-            metrics=_cluster_metrics(chosen),
+            metrics={**_cluster_metrics(chosen), **_staying(predictor, former, table)},
             tables={"profiles": profiles, "candidates": clusters.candidates_table(candidates)},
             promoted=clusters.qualifies(chosen, params),
             verdict=_cluster_verdict(spec.name, chosen, params),
@@ -226,6 +233,16 @@ def _train_clusters(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Train
         typical=_typical(x, features),
         excluded=excluded,
     )
+
+
+def _staying(
+    predictor: Predictor, former: Predictor | None, table: pa.Table
+) -> dict[str, Estimate]:
+    """The share of customers whom the former model puts into the cluster of the same name."""
+    if former is None:
+        return {}
+    share = float((predictor.assign(table) == former.assign(table)).mean())
+    return {"same_as_champion": Estimate(share, share, share)}
 
 
 def _cluster_metrics(chosen: clusters.Candidate) -> dict[str, Estimate]:

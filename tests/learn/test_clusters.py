@@ -1,6 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
-from learn_cases import three_kinds_of_customers
+from learn_cases import clustering, fitted_clusters, split_of, three_kinds_of_customers
 
 from cdp_ml.errors import ConfigError, NotPromotedError
 from cdp_ml.learn.clusters import (
@@ -10,6 +12,7 @@ from cdp_ml.learn.clusters import (
     profile_table,
 )
 from cdp_ml.learn.datasets import matrix
+from cdp_ml.learn.training import train
 
 INPUTS = ("days_since_last_order", "orders_365d", "spend_365d")
 
@@ -134,6 +137,20 @@ def test_it_begins_anew_when_the_customers_are_others(customers, chosen):
     others = continuum() * 1_000
     fresh, _ = fit_clusters(others, {"min_stability": 0.6}, "clusters", chosen.pipeline)
     assert not fresh.kept
+
+
+def test_it_begins_anew_when_another_number_is_asked_for(customers, chosen):
+    asked = {"min_clusters": 4, "max_clusters": 5, "min_stability": 0.0}
+    assert fit_clusters(customers, asked, "clusters", chosen.pipeline)[0].k >= 4
+
+
+def test_a_model_trained_after_a_champion_keeps_its_names():
+    first = fitted_clusters()
+    spec = clustering(estimator={"max_clusters": 4, "seed": 2})
+    named = dataclasses.replace(first.predictor, clusters=("best", "good", "gone"))
+    again = train(spec, three_kinds_of_customers(), split_of(spec), named)
+    assert again.predictor.clusters == ("best", "good", "gone")
+    assert again.metrics["same_as_champion"] == 1.0
 
 
 def test_a_fresh_fit_finds_its_former_names_whatever_its_numbers(customers, chosen):
