@@ -36,7 +36,9 @@ class Estimate:
     high: float
 
     def __format__(self, how: str) -> str:
-        value, low, high = (format(v, how or ".3f") for v in (self.value, self.low, self.high))
+        # Rounded first, that nothing reads -0.000.
+        rounded = (round(v, 9) + 0.0 for v in (self.value, self.low, self.high))
+        value, low, high = (format(v, how or ".3f") for v in rounded)
         return f"{value} [{low}, {high}]"
 
     def __str__(self) -> str:
