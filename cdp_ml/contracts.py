@@ -324,7 +324,10 @@ TABLES: dict[str, Table] = _tables(
         "labels",
         "an outcome after an instant (a table `labels_<model>` for each model)",
         ("customer_id", "event_timestamp"),
-        (*_TRAIT_KEY, Column("label", "float64", "the outcome: 1 it happened, 0 it did not")),
+        (
+            *_TRAIT_KEY,
+            Column("label", "float64", "the outcome: 1 it happened, 0 it did not; or spend"),
+        ),
         purpose="profiling",
     ),
     Table(
@@ -336,7 +339,7 @@ TABLES: dict[str, Table] = _tables(
             Column("model_version", "int64", "its version in the registry"),
             _CUSTOMER,
             Column("as_of", "timestamp", "the instant of the features", "UTC"),
-            Column("score", "float64", "probability, or distance to the cluster's center"),
+            Column("score", "float64", "probability, spend, or distance to the cluster's center"),
             Column("percentile", "float64", "share of customers with a lower score", "0 to 1"),
             Column("cluster", "string", "name of the cluster, for clustering models"),
         ),

@@ -103,7 +103,7 @@ class ScoreResponse(BaseModel):
     model: str = Field(description="name of the model")
     model_version: int = Field(description="the champion's version in the registry")
     as_of: datetime = Field(description="the instant of the features, UTC")
-    score: float = Field(description="probability, or distance to the cluster's center")
+    score: float = Field(description="probability, spend, or distance to the cluster's center")
     percentile: float | None = Field(
         description="share of scored customers below, 0 to 1", json_schema_extra=NULLABLE
     )
@@ -182,7 +182,7 @@ class ModelEntry(BaseModel):
     """A model that can be asked."""
 
     model: str = Field(description="name of the model")
-    task: str = Field(description="propensity or clustering")
+    task: str = Field(description="propensity, value or clustering")
     description: str = Field(description="what it predicts")
     version: int | None = Field(
         description="the champion's version; null: none was promoted yet",
