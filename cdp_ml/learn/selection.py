@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import CdpError
 from cdp_ml.learn import estimators
 from cdp_ml.learn.datasets import TimeSplit, matrix, rows_at
+from cdp_ml.learn.estimators import fit_lightgbm, threads
 from cdp_ml.learn.evaluate import is_learnable, propensity_metrics, value_metrics
 
 if TYPE_CHECKING:
+    import lightgbm as lgb
     import numpy as np
     import pyarrow as pa
 
@@ -61,7 +63,7 @@ class Forward:
     past: pa.Table
     split: TimeSplit
     features: tuple[str, ...]
-    _scored: dict[Any, Any] = field(default_factory=dict)
+    _fitted: dict[Any, lgb.Booster] = field(default_factory=dict)
 
     @property
     def newest(self) -> datetime:
@@ -86,16 +88,20 @@ class Forward:
         self, params: Mapping[str, Any], instant: datetime
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outcomes at an instant, and the scores by what was known then."""
-        key = (instant, tuple(sorted(params.items())))
-        if key not in self._scored:
+        x, y = self.rows((instant,))
+        options = {"num_iteration": params["n_estimators"], "num_threads": threads(x.size)}
+        return y, self._trees(params, instant).predict(x, **options)
+
+    def _trees(self, params: Mapping[str, Any], instant: datetime) -> lgb.Booster:
+        """Trees fitted to what was known at an instant; fewer of the same are not fitted again."""
+        key = (instant, *sorted((k, v) for k, v in params.items() if k != "n_estimators"))
+        held = self._fitted.get(key)
+        if held is None or held.num_trees() < params["n_estimators"]:
             x, y = self.rows(self.closed_by(instant))
-            keep = _sampled(len(y))
-            objective = OBJECTIVES[self.spec.task]
-            booster = estimators.fit_lightgbm(x[keep], y[keep], self.features, params, objective)
-            x, y = self.rows((instant,))
-            self._scored[key] = y, booster.predict(x, num_threads=estimators.threads(x.size))
-        found: tuple[np.ndarray, np.ndarray] = self._scored[key]
-        return found
+            keep, objective = _sampled(len(y)), OBJECTIVES[self.spec.task]
+            held = fit_lightgbm(x[keep], y[keep], self.features, params, objective)
+            self._fitted[key] = held
+        return held
 
     def candidate(self, params: Mapping[str, Any]) -> Candidate:
         """Try parameters on the newest training instant."""
@@ -108,12 +114,21 @@ class Forward:
         values = {name: e.value for name, e in found.items()}
         return Candidate(dict(params), values, time.perf_counter() - started)
 
+    def early_stopped(self, params: Mapping[str, Any]) -> Candidate:
+        """Try parameters with all the trees, two thirds and one third; the best number counts."""
+        trees = params["n_estimators"]
+        stages = [{**params, "n_estimators": max(1, trees * n // 3)} for n in (3, 2, 1)]
+        tried = [self.candidate(p) for p in stages]
+        seconds = sum(c.seconds for c in tried)
+        return replace(_best(tried, self.spec.task), seconds=seconds)
+
 
 def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[str, ...]) -> Choice:
     """Choose the parameters, and for a probability whether to recalibrate it.
 
     Unless the specification gives `num_leaves`, those of `cdp_ml.learn.estimators.LEAVES` are
-    tried on the newest training instant; with `tuning`, further parameters within its minutes.
+    tried on the newest training instant, each with the number of trees that does best there unless
+    that is given; with `tuning`, further parameters within its minutes.
 
     Args:
         spec: the model.
@@ -131,7 +146,9 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
     given = spec.estimator.get("num_leaves", estimators.AUTO) != estimators.AUTO
     if (given and spec.tuning is None) or not forward.is_possible(forward.newest):
         return _calibrated(Choice(params), forward)
-    tried = [forward.candidate(p) for p in _leaves(params, given)]
+    fixed = "n_estimators" in spec.estimator
+    attempt = forward.candidate if fixed else forward.early_stopped
+    tried = [attempt(p) for p in _leaves(params, given)]
     if spec.tuning is not None:
         best = _best(tried, spec.task).parameters
         tried += _tune(forward, best, spec.tuning.minutes * 60)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from learn_cases import customers_at, propensity, split_of
 
+from cdp_ml.learn.estimators import parameters
 from cdp_ml.learn.selection import Forward, candidates_table, choose
 
 FEATURES = ("days_since_last_order", "orders_365d", "visits_30d")
@@ -40,6 +41,28 @@ def test_leaves_are_tried_unless_the_specification_gives_them():
     assert not chosen(spec_of(estimator={"n_estimators": 20, "num_leaves": 5})).candidates
     table = candidates_table(tried.candidates)
     assert table.column_names == ["num_leaves", "log_loss", "auc"]
+
+
+def test_training_stops_early_where_more_trees_did_worse():
+    """Eager trees, fitted to pure chance, do worse with every one more."""
+    chance = [customers_at(t, learnable=False) for t in split_of(spec_of()).train]
+    eager = spec_of(estimator={"learning_rate": 0.3})
+    found = chosen(eager, pa.concat_tables(chance))
+    assert {c.parameters["n_estimators"] for c in found.candidates} == {100}
+    kept = spec_of(estimator={"learning_rate": 0.3, "n_estimators": 300})
+    assert chosen(kept, pa.concat_tables(chance)).parameters["n_estimators"] == 300
+
+
+def test_fewer_trees_are_the_first_of_many():
+    spec = spec_of(estimator={"n_estimators": 30})
+    forward = Forward(spec, past_of(spec), split_of(spec), FEATURES)
+    params = parameters(spec.estimator, 2_400, "here")
+    _, score = forward.predict({**params, "n_estimators": 30}, forward.newest)
+    _, fewer = forward.predict({**params, "n_estimators": 10}, forward.newest)
+    fresh = Forward(spec, past_of(spec), split_of(spec), FEATURES)
+    _, fitted = fresh.predict({**params, "n_estimators": 10}, fresh.newest)
+    np.testing.assert_array_equal(fewer, fitted)
+    assert not np.array_equal(score, fewer)
 
 
 def test_honest_probabilities_are_left_as_they_are():
