@@ -57,6 +57,43 @@ def private_connection(con: SQLBackend) -> DuckDBPyConnection:
     return db
 
 
+def hold(con: SQLBackend, name: str, table: Table | pa.Table) -> Table:
+    """Compute a table once, for all who read it from now on under this name.
+
+    Args:
+        con: the engine.
+        name: replaces what was held under it.
+        table: an expression of the engine, or rows in memory.
+    """
+    if con.name == "duckdb":
+        return con.create_table(name, table, temp=True, overwrite=True)
+    view = con.create_view(name, table, overwrite=True)
+    con.raw_sql(f"CACHE TABLE {name}")
+    return view
+
+
+class Compiled:
+    """An expression compiled once, to be run again as the held tables that it reads change."""
+
+    def __init__(self, con: SQLBackend, table: Table) -> None:
+        self._con, self._sql = con, str(con.compile(table))
+
+    def hold(self, name: str) -> None:
+        """As `hold`."""
+        if self._con.name == "duckdb":
+            self._con.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self._sql}")
+        else:
+            self._con.raw_sql(f"UNCACHE TABLE IF EXISTS {name}")
+            self._con.raw_sql(f"CREATE OR REPLACE TEMPORARY VIEW {name} AS {self._sql}")
+            self._con.raw_sql(f"CACHE TABLE {name}")
+
+    def rows(self) -> pa.Table:
+        """The rows in memory."""
+        if self._con.name == "duckdb":
+            return self._con.con.sql(self._sql).to_arrow_table()
+        return self._con.raw_sql(self._sql).toArrow()
+
+
 def to_arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
     """The rows in memory, be they there already or an expression of the engine."""
     import pyarrow as pa

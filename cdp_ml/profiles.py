@@ -11,7 +11,7 @@ from cdp_ml.config import Survivorship
 from cdp_ml.contracts import PERSON_FIELDS
 
 if TYPE_CHECKING:
-    from ibis.expr.types import Table, Value
+    from ibis.expr.types import Table, TimestampScalar, Value
 
 _LATEST = Survivorship()
 
@@ -20,7 +20,7 @@ def build_customers(
     records: Table,
     crosswalk: Table,
     rules: Mapping[str, Survivorship],
-    as_of: datetime,
+    as_of: datetime | TimestampScalar,
 ) -> Table:
     """Build the golden records as of an instant.
 
@@ -32,7 +32,7 @@ def build_customers(
         records: table `records`.
         crosswalk: table `crosswalk`.
         rules: survivorship by person field; the latest value wins where there is none.
-        as_of: UTC.
+        as_of: UTC, or an expression of it.
 
     Returns:
         Table `customers`.
@@ -53,7 +53,36 @@ def build_customers(
     )
 
 
-def _members(records: Table, crosswalk: Table, as_of: datetime) -> Table:
+def latest_word(
+    consents: Table, crosswalk: Table, purpose: str, as_of: datetime | TimestampScalar
+) -> Table:
+    """What each customer last said about a purpose, as known at an instant.
+
+    Of words at the same time a withdrawal counts.
+
+    Args:
+        consents: table `consents`.
+        crosswalk: table `crosswalk`.
+        purpose: such as marketing.
+        as_of: UTC, or an expression of it.
+
+    Returns:
+        customer_id and granted, one row a customer who said anything.
+    """
+    import ibis
+
+    said = consents.filter(
+        consents.purpose == purpose, consents.event_timestamp < as_of, consents.ingested_at < as_of
+    )
+    words = said.join(links_as_of(crosswalk, as_of), ["source", "source_record_id"])
+    latest = ibis.window(
+        group_by="customer_id", order_by=[ibis.desc("event_timestamp"), ibis.asc("granted")]
+    )
+    ranked = words.mutate(place=ibis.row_number().over(latest))
+    return ranked.filter(ranked.place == 0).select("customer_id", "granted")
+
+
+def _members(records: Table, crosswalk: Table, as_of: datetime | TimestampScalar) -> Table:
     """The records known at the instant, with the customer they belonged to then."""
     known = records.filter(records.ingested_at < as_of)
     return known.join(links_as_of(crosswalk, as_of), ["source", "source_record_id"])

@@ -6,7 +6,7 @@ and a model's training frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,6 +18,7 @@ from cdp_ml.config import (
     IdentitySpec,
     ModelSpec,
     Settings,
+    Survivorship,
     environment_home,
     load_models,
     load_settings,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cdp_ml.learn.datasets import TimeSplit
     from cdp_ml.learn.score import Predictor
     from cdp_ml.learn.training import Trained
+    from cdp_ml.traits import Trait
 
 
 @dataclass(frozen=True)
@@ -267,36 +269,152 @@ def instants_of(
 
 
 def build_traits_at(
-    lake: Lake, con: SQLBackend, settings: Settings, instants: Sequence[datetime]
+    lake: Lake,
+    con: SQLBackend,
+    settings: Settings,
+    instants: Sequence[datetime],
+    customers: Sequence[str] | None = None,
 ) -> dict[str, pa.Table]:
-    """Compute the traits of all customers as of each instant, one pass an instant.
+    """Compute the traits of all or given customers as of each instant.
 
     Returns:
         The rows of each traits table.
     """
     import pyarrow as pa
 
-    passes = [_traits_at(lake, con, settings, instant) for instant in instants]
-    return {name: pa.concat_tables([tables[name] for tables in passes]) for name in passes[0]}
+    tables = {name: lake.read(name, con) for name in TRAIT_INPUTS}
+    passes = list(traits_as_of(con, tables, settings.profiles, instants, customers))
+    return {name: pa.concat_tables([found[name] for found in passes]) for name in passes[0]}
 
 
-def _traits_at(
-    lake: Lake, con: SQLBackend, settings: Settings, as_of: datetime
-) -> dict[str, pa.Table]:
-    from cdp_ml.profiles import build_customers
-    from cdp_ml.traits import traits_as_of
+TRAIT_INPUTS = (
+    *("records", "crosswalk", "identifiers"),
+    *("transactions", "events", "products", "consents"),
+)
+"""The tables that traits are computed from."""
 
-    records, crosswalk = lake.read("records", con), lake.read("crosswalk", con)
-    customers = build_customers(records, crosswalk, settings.profiles, as_of)
-    tables = {
-        "orders": _keyed(lake, con, "transactions", as_of),
-        "events": _keyed(lake, con, "events", as_of),
-        "customers": customers,
+
+def traits_as_of(
+    con: SQLBackend,
+    tables: Mapping[str, Table],
+    profiles: Mapping[str, Survivorship],
+    instants: Sequence[datetime],
+    customers: Sequence[str] | None = None,
+    traits: Sequence[Trait] | None = None,
+) -> Iterator[dict[str, pa.Table]]:
+    """Compute traits as of many instants: facts are read once, then summed for each instant.
+
+    Args:
+        con: the engine that the tables belong to.
+        tables: those of `TRAIT_INPUTS`.
+        profiles: survivorship by person field.
+        instants: with time zone; in any order, which is ascending in the result.
+        customers: whose; by default all who are known at the instant.
+        traits: which; `cdp_ml.traits.TRAITS` by default.
+
+    Yields:
+        For each instant the tables `traits_<group>`: customer_id, event_timestamp (the instant) and
+        the traits; no row for a customer who is not known then.
+
+    Raises:
+        ConfigError: if an instant has no time zone, or a trait names what there is not.
+    """
+    from cdp_ml.engine import Compiled
+    from cdp_ml.traits import TRAITS, traits_at
+
+    wanted, times = traits or TRAITS, _ascending(instants)
+    # Numbers are compared and sorted faster than the ids.
+    people = _numbered(con, tables["crosswalk"], customers)
+    tiles = _hold_tiles(con, tables, people, times, wanted)
+    at = _tell_time(con, 0, times[0])
+    golden = Compiled(con, _people(tables, profiles, people, at))
+    golden.hold("_people")
+    found = traits_at(tiles, con.table("_people"), at, wanted)
+    queries = {name: Compiled(con, table) for name, table in found.items()}
+    for number, instant in enumerate(times):
+        _tell_time(con, number, instant)
+        if number:
+            golden.hold("_people")
+        yield {name: query.rows() for name, query in queries.items()}
+
+
+def _ascending(instants: Sequence[datetime]) -> list[datetime]:
+    for instant in instants:
+        if instant.tzinfo is None:
+            raise ConfigError(
+                f"instant {instant:%Y-%m-%d %H:%M}: has no time zone; write such as "
+                "datetime(2026, 7, 1, tzinfo=UTC)"
+            )
+    if not instants:
+        raise ConfigError("instants: name at least one")
+    return sorted({t.astimezone(UTC) for t in instants})
+
+
+def _numbered(con: SQLBackend, crosswalk: Table, customers: Sequence[str] | None) -> Table:
+    """One row a customer: customer_id and its number."""
+    import ibis
+    import pyarrow as pa
+
+    from cdp_ml.engine import hold
+
+    ids = crosswalk.select("customer_id").distinct()
+    if customers is not None:
+        asked = pa.table({"customer_id": pa.array(customers, pa.string())})
+        ids = ids.semi_join(hold(con, "_asked", asked), "customer_id")
+    number = ibis.row_number().over(ibis.window(order_by=ibis.asc("customer_id")))
+    return hold(con, "_numbers", ids.mutate(number=number.cast("int32")))
+
+
+def _hold_tiles(
+    con: SQLBackend,
+    tables: Mapping[str, Table],
+    people: Table,
+    instants: Sequence[datetime],
+    traits: Sequence[Trait],
+) -> dict[str, Table]:
+    """Key the facts and sum them by customer and day, sorted by customer."""
+    from cdp_ml.activity import activity_at
+    from cdp_ml.engine import hold
+    from cdp_ml.traits import trait_tiles
+
+    links = tables["crosswalk"].left_join(people, "customer_id").drop("customer_id_right")
+    links = links.drop("customer_id").rename(customer_id="number")
+    keyed = []
+    for name in ("transactions", "events"):
+        facts = activity_at(tables[name], tables["identifiers"], links, instants)
+        keyed.append(facts.filter(facts.customer_id.notnull()))
+    orders, events = keyed
+    built = trait_tiles(orders, events, tables["products"], len(instants), traits)
+    return {n: hold(con, f"_tile_{n}", t.order_by("customer_id")) for n, t in built.items()}
+
+
+def _tell_time(con: SQLBackend, number: int, instant: datetime) -> Table:
+    """Say which instant it is to the queries, which are the same for all."""
+    import pyarrow as pa
+
+    from cdp_ml.engine import hold
+
+    columns = {
+        "number": pa.array([number], pa.int16()),
+        "as_of": pa.array([instant], pa.timestamp("us", "UTC")),
+        "day": pa.array([int(instant.timestamp() // 86400)], pa.int32()),
     }
-    # Each is used by many traits: computed once here rather than once a trait.
-    held = {n: con.create_table(f"_{n}", t, temp=True, overwrite=True) for n, t in tables.items()}
-    traits = traits_as_of(**held, products=lake.read("products", con), as_of=as_of)
-    return {name: con.to_pyarrow(table) for name, table in traits.items()}
+    return hold(con, "_at", pa.table(columns))
+
+
+def _people(
+    tables: Mapping[str, Table], profiles: Mapping[str, Survivorship], numbers: Table, at: Table
+) -> Table:
+    """The golden records as of the instant, and what else profiles are told from."""
+    from cdp_ml.profiles import build_customers, latest_word
+    from cdp_ml.traits import MARKETING
+
+    as_of, crosswalk = at.as_of.as_scalar(), tables["crosswalk"]
+    golden = build_customers(tables["records"], crosswalk, profiles, as_of)
+    said = latest_word(tables["consents"], crosswalk, MARKETING, as_of)
+    said = said.select("customer_id", marketing_consent=said.granted.cast("int64"))
+    people = golden.left_join(said, "customer_id").drop("customer_id_right")
+    return people.left_join(numbers, "customer_id").drop("customer_id_right")
 
 
 def _keyed(lake: Lake, con: SQLBackend, facts: str, as_of: datetime) -> Table:

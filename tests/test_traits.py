@@ -1,15 +1,13 @@
 import datetime as dt
+from pathlib import Path
 
-import ibis
 import pytest
-from conftest import rows, spark_sql, utc
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import rows, utc
 
-from cdp_ml.activity import activity_as_of
-from cdp_ml.config import Engine
-from cdp_ml.engine import connect
-from cdp_ml.traits import GROUPS, TRAITS, traits_as_of
+from cdp_ml.errors import ConfigError
+from cdp_ml.traits import GROUPS, TRAITS, Aggregate, Trait, find_traits
+from cdp_ml.traits.reference import reference
+from cdp_ml.workspace import traits_as_of
 
 AS_OF = utc(2026, 7, 1)
 DAY = dt.timedelta(days=1)
@@ -53,10 +51,10 @@ def event(event_type, days, category=None, **more):
     }
 
 
-def tables(lines=(), events=(), customers=({"customer_id": "c1"},), as_of=AS_OF):
-    """Everything that traits are computed from; each customer is logged in as themselves."""
-    who = [c["customer_id"] for c in customers]
+def world(lines=(), events=(), customers=({"customer_id": "c1"},), **more):
+    """The tables that traits are computed from; each customer is logged in as themselves."""
     early = utc(2020, 1, 1)
+    who = [c["customer_id"] for c in customers]
     logins = [
         {"identifier_type": "login", "identifier": c, "source": "shop", "source_record_id": c}
         | {"event_timestamp": early, "ingested_at": early}
@@ -66,21 +64,40 @@ def tables(lines=(), events=(), customers=({"customer_id": "c1"},), as_of=AS_OF)
         {"source": "shop", "source_record_id": c, "customer_id": c, "valid_from": early}
         for c in who
     ]
+    people = [
+        {"source": "shop", "source_record_id": c["customer_id"], "event_timestamp": early}
+        | {"ingested_at": early, **{k: v for k, v in c.items() if k != "customer_id"}}
+        for c in customers
+    ]
     products = [{"product_id": f"p{i}", "category": c} for i, c in enumerate(("tea", "tea", "mug"))]
-    known = (rows("identifiers", *logins), rows("crosswalk", *links))
-    orders = activity_as_of(*map(ibis.memtable, (rows("transactions", *lines), *known)), as_of)
-    keyed = activity_as_of(*map(ibis.memtable, (rows("events", *events), *known)), as_of)
-    golden = ibis.memtable(rows("customers", *customers))
-    return traits_as_of(orders, keyed, golden, ibis.memtable(rows("products", *products)), as_of)
+    given = {
+        "records": people,
+        "crosswalk": links,
+        "identifiers": logins,
+        "transactions": lines,
+        "events": events,
+        "products": products,
+        "consents": (),
+        **more,
+    }
+    return {name: rows(name, *found) for name, found in given.items()}
 
 
-def traits(con, *given, customer="c1", **more):
-    """All traits of a customer."""
+def computed(con, world, instants=(AS_OF,), **more):
+    """The rows of all tables of traits, one dictionary a customer and instant."""
+    held = {n: con.create_table(f"given_{n}", t, overwrite=True) for n, t in world.items()}
     found = {}
-    for table in tables(*given, **more).values():
-        people = {row["customer_id"]: row for row in con.to_pyarrow(table).to_pylist()}
-        found |= people[customer]
+    for tables in traits_as_of(con, held, {}, instants, **more):
+        for table in tables.values():
+            for row in table.to_pylist():
+                key = (row["customer_id"], row["event_timestamp"])
+                found[key] = found.get(key, {}) | row
     return found
+
+
+def traits(con, *given, customer="c1", as_of=AS_OF, **more):
+    """All traits of a customer."""
+    return computed(con, world(*given, **more), (as_of,))[customer, as_of]
 
 
 def pick(found, *names):
@@ -174,27 +191,76 @@ def test_affinity_is_the_share_of_the_most_viewed_category(con):
     assert found["top_viewed_category_share_90d"] == pytest.approx(2 / 3)
 
 
+def person(record="c1", known=AS_OF - 100 * DAY, source="shop", **fields):
+    """A person record and the link of its customer, c1, or whom its id names."""
+    key = {"source": source, "source_record_id": record}
+    link = {"customer_id": fields.pop("customer", record), "valid_from": known, "confidence": 0.97}
+    return {**key, "event_timestamp": known, "ingested_at": known, **fields}, {**key, **link}
+
+
+def profiles(con, *people, consents=(), customer="c1"):
+    """The traits of a customer about whom only records say something."""
+    records, links = zip(*people, strict=True)
+    given = world(records=records, crosswalk=links, identifiers=(), consents=consents)
+    return computed(con, given)[customer, AS_OF]
+
+
 def test_a_profile_is_told_in_numbers(con):
-    golden = {
-        "customer_id": "c1",
-        "birth_date": dt.date(1986, 7, 1),
-        "email": "a@example.org",
-        "records": 3,
-        "sources": "crm,shop",
-        "identity_confidence": 0.97,
-        "first_seen_at": AS_OF - 100 * DAY,
-    }
-    found = traits(con, customers=[golden])
+    shop = person(birth_date=dt.date(1986, 7, 1), email="a@example.org")
+    found = profiles(con, shop, person("7", AS_OF - DAY, "crm", customer="c1"))
     assert found["age_years"] == pytest.approx(40.0, abs=0.01)
     names = ("tenure_days", "linked_records", "linked_sources", "has_email", "has_phone")
-    assert pick(found, *names) == (100.0, 3, 2, 1, 0)
+    assert pick(found, *names) == (100.0, 2, 2, 1, 0)
     assert found["identity_confidence"] == 0.97
 
 
 def test_the_tenure_of_a_customer_known_always_is_unknown_rather_than_decades(con):
     always = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    found = traits(con, customers=[{"customer_id": "c1", "first_seen_at": always}])
-    assert found["tenure_days"] is None
+    assert profiles(con, person(known=always))["tenure_days"] is None
+
+
+def test_a_household_shares_street_and_postcode_and_a_region_how_postcodes_begin(con):
+    home = {"street": "1 high st", "postcode": "AB1 2CD"}
+    people = [person("c1", **home), person("c2", **home), person("c3", postcode="AB9 9ZZ")]
+    people += [person("c4"), person("c5", street="1 high st", postcode="XY1 2CD")]
+    names = ("household_size", "region_customers")
+    assert pick(profiles(con, *people), *names) == (2, 3)
+    assert pick(profiles(con, *people, customer="c3"), *names) == (None, 3)
+    assert pick(profiles(con, *people, customer="c4"), *names) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "consent"),
+    [
+        ([], None),
+        ([(10, True)], 1),
+        ([(10, True), (5, False)], 0),
+        ([(10, False), (-1, True)], 0),  # what is said after the instant does not count
+    ],
+)
+def test_consent_is_the_last_word_on_marketing(words, consent, con):
+    said = [
+        {"source": "shop", "source_record_id": "c1", "purpose": "marketing", "granted": granted}
+        | {"event_timestamp": AS_OF - days * DAY, "ingested_at": AS_OF - days * DAY}
+        for days, granted in words
+    ]
+    other = [row | {"purpose": "profiling", "granted": not row["granted"]} for row in said]
+    assert profiles(con, person(), consents=[*said, *other])["marketing_consent"] == consent
+
+
+def test_weekends_and_evenings_are_told_apart(con):
+    """2026-07-01 is a Wednesday: 3.75 days before is Saturday, 6:00; 3.25 is 18:00 of that day."""
+    orders = [line("a", 3.75), line("b", 3.25), line("c", 5.25), line("d", 5.26)]
+    found = traits(con, orders, [event("page_view", 3.25), event("page_view", 1.75)])
+    assert pick(found, "weekend_order_share_365d", "evening_order_share_365d") == (0.5, 0.5)
+    assert pick(found, "weekend_visit_share_90d", "evening_visit_share_90d") == (0.5, 0.5)
+
+
+def test_a_window_begins_at_midnight_and_ends_at_the_instant(con):
+    noon = AS_OF + DAY / 2
+    lines = [line("a", 7), line("b", 7.001), line("c", -0.4), line("d", -0.5)]
+    found = traits(con, lines, as_of=noon)
+    assert pick(found, "orders_7d", "orders_30d", "days_since_last_order") == (2, 3, 0.1)
 
 
 def test_of_a_customer_who_did_nothing_counts_are_zero_and_the_rest_is_unknown(con):
@@ -213,14 +279,61 @@ def test_of_a_customer_who_did_nothing_counts_are_zero_and_the_rest_is_unknown(c
 
 
 def test_each_group_is_a_table_of_its_traits_in_their_types(con):
-    for group, table in zip(GROUPS, tables().items(), strict=True):
-        name, expression = table
-        assert name == f"traits_{group}"
-        wanted = {t.name: t.type for t in TRAITS if t.group == group}
-        types = {c: str(expression.schema()[c]) for c in expression.columns[2:]}
-        assert types == wanted
-        (row,) = con.to_pyarrow(expression).to_pylist()
-        assert (row["customer_id"], row["event_timestamp"]) == ("c1", AS_OF)
+    held = {n: con.create_table(f"given_{n}", t) for n, t in world().items()}
+    (found,) = traits_as_of(con, held, {}, [AS_OF])
+    assert list(found) == [f"traits_{group}" for group in GROUPS]
+    for group, table in zip(GROUPS, found.values(), strict=True):
+        types = {f.name: str(f.type) for f in table.schema}
+        key = {"customer_id": "string", "event_timestamp": "timestamp[us, tz=UTC]"}
+        named = {t.name: {"float64": "double"}.get(t.type, t.type) for t in TRAITS}
+        assert types == key | {t.name: named[t.name] for t in TRAITS if t.group == group}
+        assert table["event_timestamp"].to_pylist() == [AS_OF]
+
+
+def test_instants_without_a_time_zone_are_refused(con):
+    with pytest.raises(ConfigError, match="no time zone; write"):
+        computed(con, world(), [dt.datetime(2026, 7, 1)])
+
+
+def test_an_unknown_trait_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"no trait 'order_30d'; did you mean 'orders_30d'"):
+        find_traits(["order_30d"])
+
+
+def test_a_trait_brings_along_what_it_is_computed_from(con):
+    chosen = find_traits(["spend_trend_90d"])
+    assert [t.name for t in chosen] == ["spend_90d", "spend_previous_90d", "spend_trend_90d"]
+    found = computed(con, world([line("a", 3)]), traits=chosen)["c1", AS_OF]
+    assert found["spend_trend_90d"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Aggregate("order", "count"), "no relation 'order'; did you mean 'orders'"),
+        (Aggregate("orders", "sum", "spent"), "no column 'spent'; did you mean 'spend'"),
+        (Aggregate("events", "count", where={"kind": "x"}), "no column 'kind'"),
+    ],
+)
+def test_a_trait_of_what_there_is_not_says_what_there_is(value, message, con):
+    odd = Trait("odd", "transactional", "int64", "odd", "odd", value)
+    with pytest.raises(ConfigError, match=f"trait 'odd': {message}"):
+        computed(con, world(), traits=[odd])
+
+
+def test_a_trait_of_ones_own_takes_one_line(con):
+    wish = Aggregate("events", "count", where={"event_type": "wish"})
+    own = Trait("wishes_30d", "behavioral", "int64", "wishes within 30 days", "wishes", wish, 30)
+    events = [event("wish", 3), event("wish", 40)]
+    assert computed(con, world((), events), traits=[own])["c1", AS_OF]["wishes_30d"] == 1
+
+
+def test_the_reference_is_current():
+    """Else run: python -m cdp_ml.traits.reference > docs/traits.md."""
+    page = Path(__file__).parents[1] / "docs" / "traits.md"
+    assert page.read_text() == reference(), (
+        "run: python -m cdp_ml.traits.reference > docs/traits.md"
+    )
 
 
 def test_names_are_unique_and_say_their_window():
@@ -233,81 +346,3 @@ def test_names_are_unique_and_say_their_window():
         if last.endswith("d") and last[:-1].isdigit() and not trait.until_days:
             # A trend over two windows is named by the one it is about.
             assert trait.window_days in (int(last[:-1]), 2 * int(last[:-1]))
-
-
-people = st.sampled_from(("c1", "c2", "c3"))
-days_ago = st.integers(0, 800).map(lambda d: d + 0.25)
-lines_drawn = st.lists(
-    st.tuples(people, days_ago, st.integers(-2, 3), st.sampled_from("012")), min_size=8, max_size=30
-)
-kinds = st.sampled_from(("page_view", "product_view", "cart_add", "checkout", "email_opened"))
-events_drawn = st.lists(
-    st.tuples(people, days_ago, kinds, st.sampled_from("ab")), min_size=8, max_size=30
-)
-few = settings(max_examples=3, deadline=None, derandomize=True)
-
-
-def drawn_lines(drawn, later=0, order="o"):
-    return [
-        line(f"{order}{c}{int(d)}", 0, float(q), line_no=i, product_id=f"p{p}", **ago(d - later, c))
-        for i, (c, d, q, p) in enumerate(drawn)
-    ]
-
-
-def drawn_events(drawn, later=0, name="e"):
-    return [
-        event(k, 0, category, event_id=f"{name}{i}", **ago(d - later, c))
-        for i, (c, d, k, category) in enumerate(drawn)
-    ]
-
-
-def everything(lines, events, as_of=AS_OF):
-    """All rows of all tables of three customers."""
-    con = connect(Engine())
-    customers = [{"customer_id": c} for c in ("c1", "c2", "c3")]
-    built = tables(lines, events, customers, as_of).values()
-    return [row for t in built for row in con.to_pyarrow(t.order_by("customer_id")).to_pylist()]
-
-
-@few
-@given(lines_drawn, events_drawn, lines_drawn, events_drawn)
-def test_facts_at_the_instant_or_later_change_nothing(lines, events, more_lines, more_events):
-    earliest = 800.25  # moved by so many days, the earliest draws lie at the instant itself
-    later_lines = drawn_lines(more_lines, earliest, "later")
-    later_events = drawn_events(more_events, earliest, "later")
-    given_lines, given_events = drawn_lines(lines), drawn_events(events)
-    before = everything(given_lines, given_events)
-    assert everything(given_lines + later_lines, given_events + later_events) == before
-
-
-@few
-@given(lines_drawn, events_drawn, st.randoms())
-def test_the_order_of_rows_changes_nothing(lines, events, random):
-    given_lines, given_events = drawn_lines(lines), drawn_events(events)
-    before = everything(given_lines, given_events)
-    random.shuffle(given_lines)
-    random.shuffle(given_events)
-    assert everything(given_lines, given_events) == before
-
-
-@few
-@given(lines_drawn, events_drawn, st.integers(-400, 400))
-def test_a_world_shifted_by_days_has_the_same_traits(lines, events, shift):
-    before = everything(drawn_lines(lines), drawn_events(events))
-    moved = (drawn_lines(lines, shift), drawn_events(events, shift))
-    after = everything(*moved, as_of=AS_OF + shift * DAY)
-    moved_back = [row | {"event_timestamp": row["event_timestamp"] - shift * DAY} for row in after]
-    assert moved_back == before
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_each_group_compiles_for_spark(group):
-    known = {t: ibis.table(ibis.Schema.from_pyarrow(rows(t).schema), name=t) for t in (
-        "transactions", "events", "customers", "products"
-    )}  # fmt: skip
-    orders, events = (
-        known[t].mutate(customer_id=ibis.literal("c1")) for t in ("transactions", "events")
-    )
-    built = traits_as_of(orders, events, known["customers"], known["products"], AS_OF)
-    sql = spark_sql(built[f"traits_{group}"])
-    assert all(t.name in sql for t in TRAITS if t.group == group)
