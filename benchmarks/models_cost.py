@@ -166,8 +166,8 @@ def train_step(home: Path) -> dict[str, Any]:
     import markdown_it  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import mlflow.lightgbm  # noqa: F401
+    import sklearn.linear_model
     import sklearn.metrics  # noqa: F401
-    import sklearn.linear_model  # noqa: F401
     from mlflow import MlflowClient
 
     from cdp_ml.learn import registry
