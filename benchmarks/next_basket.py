@@ -57,7 +57,7 @@ def tafeng() -> tuple[tuple[Purchases, np.ndarray], tuple[Purchases, np.ndarray]
 def main() -> None:
     (before, last), (history, future) = tafeng()
     start = time.process_time()
-    ranker = fit_ranker(before, last, {}, "next_basket")
+    ranker = fit_ranker([(before, last)], {}, "next_basket")
     seconds = time.process_time() - start
     found = judge_next(history, future, ranker, "next_basket")
     print("| | recall@10 | NDCG@10 |\n|---|---:|---:|")

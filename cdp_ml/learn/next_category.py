@@ -10,7 +10,7 @@ again, or covers. All is done with sparse matrices of customers, orders and item
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import lightgbm as lgb
     import numpy as np
     import pyarrow as pa
+    from ibis.expr.types import Table
     from scipy.sparse import csr_matrix
 
 DEFAULTS: Mapping[str, int | float | str] = {
@@ -45,10 +46,13 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "own_share": 0.7,
     "candidates": 80,
     "within_days": 30,
+    "windows": 6,
 }
-"""Parameters: of LightGBM; of TIFU-kNN, as published for Ta-Feng; candidates a customer."""
+"""Parameters: of LightGBM, of TIFU-kNN (as published for Ta-Feng), and of what is looked at."""
+SMALL = 10_000
+"""Fewer customers than this, over all windows, get trees of 8 leaves unless the number is given."""
 _NOT_TREES = ("neighbors", "group", "decay_within", "decay_between", "own_share", "candidates",
-              "within_days")  # fmt: skip
+              "within_days", "windows")  # fmt: skip
 FEATURES = (
     "tifu",
     "tifu_rank",
@@ -71,6 +75,7 @@ FEATURES = (
     "share_bought_again",
     "days_since_last_order",
 )
+_LINE = ("customer_id", "order_id", "event_timestamp")
 TOP = 10
 CHUNK = 1_000
 CELLS = 20_000_000
@@ -135,9 +140,10 @@ class Trial:
 def train_next(
     lines: pa.Table, as_of: datetime, given: Mapping[str, int | float | str], name: str
 ) -> Trial:
-    """Train on the window of `within_days` before the last, and judge on the last before `as_of`.
+    """Train on `windows` of `within_days`, and judge on a later one, the last before `as_of`.
 
-    In each window those are looked at who had bought before it and bought in it.
+    In each window those are looked at who had bought before it and bought in it; windows in which
+    they are too few are left out.
 
     Args:
         lines: customer_id, order_id, event_timestamp (UTC) and item (text: a category or product;
@@ -152,22 +158,29 @@ def train_next(
     """
     from datetime import timedelta
 
+    import numpy as np
+
     params = next_parameters(given, name)
     window = timedelta(days=float(params["within_days"]))
     names = item_names(lines, as_of)
-    train, test = (
-        (purchases_before(lines, start, names), start, start + window)
-        for start in (as_of - 2 * window, as_of - window)
-    )
-    past, bought = train[0][0], bought_between(lines, *train[1:], *train[0][1:])
-    ranker = fit_ranker(past, bought, given, name)
-    now, wanted = test[0][0], bought_between(lines, *test[1:], *test[0][1:])
+    starts = [as_of - back * window for back in range(1, int(params["windows"]) + 2)]
+    (now, wanted), *earlier = (_window(lines, start, start + window, names) for start in starts)
+    known = [one for one in earlier if len(np.unique(one[1][:, 0])) >= FEWEST]
+    ranker = fit_ranker(known or earlier[:1], given, name)
     rows = {
-        "train_customers": len({*bought[:, 0]}),
-        "test_customers": len({*wanted[:, 0]}),
+        "train_customers": sum(len(np.unique(bought[:, 0])) for _, bought in known),
+        "test_customers": len(np.unique(wanted[:, 0])),
+        "train_windows": len(known),
         "items": len(names),
     }
     return Trial(ranker, judge_next(now, wanted, ranker, name, _list_length(names)), rows)
+
+
+def _window(
+    lines: pa.Table, start: datetime, end: datetime, names: pa.Array
+) -> tuple[Purchases, np.ndarray]:
+    p, customers, _ = purchases_before(lines, start, names)
+    return p, bought_between(lines, start, end, customers, names)
 
 
 def recommend(lines: pa.Table, ranker: Ranker, as_of: datetime, top: int = TOP) -> pa.Table:
@@ -199,6 +212,25 @@ def recommend(lines: pa.Table, ranker: Ranker, as_of: datetime, top: int = TOP) 
             "bought_before": pa.array(before, pa.bool_()),
         }
     )
+
+
+def order_lines(transactions: Table, products: Table, by: str) -> Table:
+    """The lines to learn from: what was bought by customers, as categories or products.
+
+    Args:
+        transactions: table `transactions` with customer_id, as of an instant (`activity_as_of`);
+            returns are left out.
+        products: table `products`.
+        by: `category` or `product`.
+
+    Returns:
+        customer_id, order_id, event_timestamp, item.
+    """
+    bought = transactions.filter(transactions.quantity > 0)
+    if by == "category":
+        known = products.select("product_id", item="category")
+        return bought.join(known, "product_id").select(*_LINE, "item")
+    return bought.select(*_LINE, item="product_id")
 
 
 def item_names(lines: pa.Table, as_of: datetime) -> pa.Array:
@@ -295,12 +327,14 @@ def tifu_vectors(p: Purchases, params: Mapping[str, Any]) -> csr_matrix:
     return p.matrix(within * between)
 
 
-def rank_tifu(p: Purchases, params: Mapping[str, Any], top: int) -> Ranked:
+def rank_tifu(
+    p: Purchases, params: Mapping[str, Any], top: int, chosen: np.ndarray | None = None
+) -> Ranked:
     """The best items by TIFU-kNN: the customer's own vector, and the mean of those most alike."""
     own_share = float(params["own_share"])
     found = (
         (rows, own_share * own + (1 - own_share) * alike)
-        for rows, own, alike in _vectors(p, params)
+        for rows, own, alike in _vectors(p, params, chosen)
     )
     return _best(found, top)
 
@@ -322,7 +356,9 @@ def rank_popular(p: Purchases, top: int, own: float = 1.0, all_: float = 1.0) ->
     return _best(((rows, own * counts[rows].toarray() + shared) for rows in _chunks(p)), top)
 
 
-def candidates(p: Purchases, params: Mapping[str, Any]) -> tuple[Ranked, np.ndarray]:
+def candidates(
+    p: Purchases, params: Mapping[str, Any], chosen: np.ndarray | None = None
+) -> tuple[Ranked, np.ndarray]:
     """The candidates of TIFU-kNN for each customer, filled with what is bought most.
 
     Returns:
@@ -335,10 +371,10 @@ def candidates(p: Purchases, params: Mapping[str, Any]) -> tuple[Ranked, np.ndar
     vectors, own_share = tifu_vectors(p, params), float(params["own_share"])
     filling = 1e-6 * np.bincount(p.item, minlength=p.items) / max(len(p.item), 1)
     ranked, known = [], []
-    for rows, own, alike in _vectors(p, params):
+    for rows, own, alike in _vectors(p, params, chosen):
         score = own_share * own + (1 - own_share) * alike + filling
         best = _best([(rows, score)], int(params["candidates"]))
-        at = (best.customer - rows[0], best.item)
+        at = (np.searchsorted(rows, best.customer), best.item)
         later = (last[rows] @ after, vectors[rows] @ after, vectors[rows] @ beside)
         dense = (own, alike, *(m.toarray() for m in later))
         ranked.append(best)
@@ -352,13 +388,15 @@ def candidates(p: Purchases, params: Mapping[str, Any]) -> tuple[Ranked, np.ndar
 
 
 def fit_ranker(
-    p: Purchases, future: np.ndarray, given: Mapping[str, int | float | str], name: str
+    windows: Sequence[tuple[Purchases, np.ndarray]],
+    given: Mapping[str, int | float | str],
+    name: str,
 ) -> Ranker:
     """Learn to rank candidates from what customers bought next.
 
     Args:
-        p: purchases before an instant.
-        future: customer and item, two columns: what was bought from then on.
+        windows: purchases before an instant, and what was bought from then on: customer and item,
+            two columns.
         given: the model's `estimator`, over `DEFAULTS`.
         name: the model's name, for messages.
 
@@ -370,24 +408,32 @@ def fit_ranker(
     import numpy as np
 
     params = next_parameters(given, name)
-    _check_enough(p, future, name, "training")
-    buyers = np.unique(future[:, 0])
-    found, x = candidates(p, params)
-    inside = np.isin(found.customer, buyers)
-    y = np.isin(_key(p, found.customer, found.item), _key(p, *future.T)).astype(float)[inside]
+    xs, ys, customers = [], [], 0
+    for p, future in windows:
+        _check_enough(p, future, name, "training")
+        buyers = np.unique(future[:, 0])
+        customers += len(buyers)
+        found, x = candidates(p, params, buyers)
+        xs.append(x)
+        ys.append(np.isin(_key(p, found.customer, found.item), _key(p, *future.T)).astype(float))
+    y = np.concatenate(ys)
     if not 0 < y.sum() < len(y):
         raise NotPromotedError(
             f"model '{name}': {int(y.sum())} of {len(y)} candidates were bought: nothing to learn"
         )
+    if customers < SMALL and "num_leaves" not in given:
+        params["num_leaves"] = 8
     trees = {k: v for k, v in params.items() if k not in _NOT_TREES}
-    return Ranker(fit_lightgbm(x[inside], y, FEATURES, trees), params)
+    return Ranker(fit_lightgbm(np.concatenate(xs), y, FEATURES, trees), params)
 
 
-def rank_items(p: Purchases, ranker: Ranker, top: int = TOP) -> Ranked:
+def rank_items(
+    p: Purchases, ranker: Ranker, top: int = TOP, chosen: np.ndarray | None = None
+) -> Ranked:
     """The items that each customer most probably buys next; `score` is the probability."""
     import numpy as np
 
-    found, x = candidates(p, ranker.parameters)
+    found, x = candidates(p, ranker.parameters, chosen)
     if not len(x):
         return found
     score = np.asarray(ranker.booster.predict(x))
@@ -420,12 +466,13 @@ def judge_next(
     import numpy as np
 
     _check_enough(p, future, name, "test")
+    buyers = np.unique(future[:, 0])
     lists = {
-        "model": rank_items(p, ranker, top),
+        "model": rank_items(p, ranker, top, buyers),
         "global_top": rank_popular(p, top, own=0.0),
         "personal_top": rank_popular(p, top, all_=0.0),
         "personal_then_global": rank_popular(p, top),
-        "tifu_knn": rank_tifu(p, ranker.parameters, top),
+        "tifu_knn": rank_tifu(p, ranker.parameters, top, buyers),
     }
     hits = {kind: _hits(p, one, future, top) for kind, one in lists.items()}
     means = _bootstrap(np.stack([hits[kind] for kind in lists]))  # draws x lists x metrics
@@ -502,17 +549,18 @@ def _orders(p: Purchases) -> np.ndarray:
     return orders
 
 
-def _chunks(p: Purchases) -> Iterator[np.ndarray]:
-    """Numbers of customers, so many at once that customers x items fit well into memory."""
+def _chunks(p: Purchases, chosen: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Numbers of all or of chosen customers, so many at once as fit, times items, into memory."""
     import numpy as np
 
     step = max(1, min(CHUNK, CELLS // max(p.items, 1)))
-    for start in range(0, p.customers, step):
-        yield np.arange(start, min(start + step, p.customers))
+    numbers = np.arange(p.customers) if chosen is None else chosen
+    for start in range(0, len(numbers), step):
+        yield numbers[start : start + step]
 
 
 def _vectors(
-    p: Purchases, params: Mapping[str, Any]
+    p: Purchases, params: Mapping[str, Any], chosen: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """By chunk of customers: their numbers, their own vectors, and the mean of those alike.
 
@@ -529,7 +577,7 @@ def _vectors(
     length = np.asarray(others.multiply(others).sum(axis=1)).ravel()
     k = min(int(params["neighbors"]), len(pool) - 1)
     transposed = others.T.tocsr()
-    for rows in _chunks(p):
+    for rows in _chunks(p, chosen):
         mine = vectors[rows]
         distance = length - 2 * (mine @ transposed).toarray()
         distance[rows[:, None] == pool] = np.inf

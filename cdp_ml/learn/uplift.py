@@ -21,6 +21,7 @@ from cdp_ml.learn.evaluate import Estimate, Evaluation
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from ibis.expr.types import Table
     from sklearn.pipeline import Pipeline
 
 DEFAULTS: Mapping[str, int | float | str] = {
@@ -97,6 +98,26 @@ class Trial:
     model: UpliftModel
     evaluation: Evaluation
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def campaign_customers(exposures: Table, campaign: str) -> Table:
+    """Who was in which arm of a campaign, and since when.
+
+    Args:
+        exposures: table `exposures` with customer_id, as of an instant (`activity_as_of`).
+        campaign: its campaign_id.
+
+    Returns:
+        customer_id, event_timestamp (the first exposure) and arm; customers whose records were in
+        several arms are left out: they show no arm's outcome.
+    """
+    inside = exposures.filter(exposures.campaign_id == campaign)
+    arms = inside.group_by("customer_id").aggregate(
+        event_timestamp=inside.event_timestamp.min(),
+        arm=inside.arm.min(),
+        arms=inside.arm.nunique(),
+    )
+    return arms.filter(arms.arms == 1).drop("arms")
 
 
 def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: str) -> Experiment:

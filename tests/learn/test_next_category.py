@@ -1,5 +1,6 @@
 import datetime as dt
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from cdp_ml.learn.next_category import (
     item_names,
     load_ranker,
     next_parameters,
+    order_lines,
     purchases_before,
     rank_popular,
     rank_tifu,
@@ -25,7 +27,7 @@ AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
 QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
 
 
-def order_lines(*rows) -> pa.Table:
+def bought(*rows) -> pa.Table:
     """Lines from (customer, days before AS_OF, item); those of a customer and day are one order."""
     customer, days, item = zip(*rows, strict=True)
     return pa.table(
@@ -55,7 +57,7 @@ def shop(customers=500, seed=0) -> pa.Table:
         if number % 3 == 0:
             rows += [(name, day, "coffee") for day in range(1 + number % 14, 120, 14)]
         rows.append((name, 130, str(random.choice(["towels", "vases"]))))
-    return order_lines(*rows)
+    return bought(*rows)
 
 
 def purchases(*rows, items=4) -> Purchases:
@@ -110,7 +112,7 @@ def test_what_follows_within_the_days_is_counted_and_nothing_later():
 
 
 def test_who_bought_cushions_is_offered_covers_and_not_cushions_again(trial):
-    new = order_lines(("new", 5, "cushions"), ("other", 5, "lamps"))
+    new = bought(("new", 5, "cushions"), ("other", 5, "lamps"))
     found = recommend(pa.concat_tables([shop(), new]), trial.ranker, AS_OF, 8).to_pylist()
     rank = {r["item"]: r["rank"] for r in found if r["customer_id"] == "new"}
     assert rank["covers"] < min(rank["cushions"], rank["lamps"], rank["bulbs"])
@@ -135,7 +137,7 @@ def test_it_is_judged_on_a_later_window_and_beats_what_is_bought_most(trial):
 
 
 def test_the_future_changes_no_recommendation(trial):
-    later = order_lines(("c0001", -1, "vases"), ("c0002", -3, "sofas"))
+    later = bought(("c0001", -1, "vases"), ("c0002", -3, "sofas"))
     both = pa.concat_tables([later, shop()])
     assert recommend(both, trial.ranker, AS_OF).equals(recommend(shop(), trial.ranker, AS_OF))
 
@@ -152,7 +154,7 @@ def test_neither_the_order_of_lines_nor_doubles_count():
 
 
 def test_orders_are_counted_from_the_latest_and_lines_without_item_left_out():
-    lines = order_lines(("a", 9, "x"), ("a", 2, "y"), ("a", 2, None), ("b", 40, "x"))
+    lines = bought(("a", 9, "x"), ("a", 2, "y"), ("a", 2, None), ("b", 40, "x"))
     p, customers, names = purchases_before(lines, AS_OF, item_names(lines, AS_OF))
     assert (customers.to_pylist(), names.to_pylist()) == (["a", "b"], ["x", "y"])
     assert p.order.tolist() == [0, 1, 0]
@@ -160,6 +162,24 @@ def test_orders_are_counted_from_the_latest_and_lines_without_item_left_out():
     assert p.days.tolist() == [2, 9, 40]
     start = AS_OF - dt.timedelta(days=9)
     assert bought_between(lines, start, AS_OF, customers, names).tolist() == [[0, 0], [0, 1]]
+
+
+def test_lines_are_what_was_bought_by_category_or_product(con):
+    transactions = pa.table(
+        {
+            "customer_id": ["a", "a", "b"],
+            "order_id": ["1", "2", "3"],
+            "event_timestamp": pa.array([AS_OF] * 3),
+            "product_id": ["p", "p", "unlisted"],
+            "quantity": [2.0, -1.0, 1.0],
+        }
+    )
+    products = pa.table({"product_id": ["p"], "category": ["cushions"]})
+    tables = [ibis.memtable(t) for t in (transactions, products)]
+    lines = con.to_pyarrow(order_lines(*tables, "category")).to_pylist()
+    assert [(r["customer_id"], r["order_id"], r["item"]) for r in lines] == [("a", "1", "cushions")]
+    lines = con.to_pyarrow(order_lines(*tables, "product"))
+    assert sorted(lines["item"].to_pylist()) == ["p", "unlisted"]
 
 
 def test_a_stored_model_recommends_as_the_trained_one(trial, tmp_path):
@@ -173,8 +193,8 @@ def test_a_stored_model_recommends_as_the_trained_one(trial, tmp_path):
     [
         shop(20),  # too few customers
         shop().slice(0, 0),  # none
-        order_lines(*((f"c{i}", d, "all") for i in range(99) for d in (5, 35, 65))),  # one item
-        order_lines(*((f"c{i}", i % 30, "xy"[i % 2]) for i in range(99))),  # nobody bought before
+        bought(*((f"c{i}", d, "all") for i in range(99) for d in (5, 35, 65))),  # one item
+        bought(*((f"c{i}", i % 30, "xy"[i % 2]) for i in range(99))),  # nobody bought before
     ],
 )
 def test_too_little_to_learn_from_is_refused(lines):
@@ -183,7 +203,7 @@ def test_too_little_to_learn_from_is_refused(lines):
 
 
 def test_customers_who_are_all_the_same_promote_nothing():
-    lines = order_lines(*((f"c{i}", d, "xy"[d % 2]) for i in range(99) for d in (5, 36, 66, 95)))
+    lines = bought(*((f"c{i}", d, "xy"[d % 2]) for i in range(99) for d in (5, 36, 66, 95)))
     assert not train_next(lines, AS_OF, QUICK, "next_category").evaluation.promoted
 
 
@@ -199,7 +219,7 @@ def test_groceries_half_as_many_again_as_bought_most(shared_data, monkeypatch):
     from next_basket import tafeng
 
     (before, last), (history, future) = ((_some(p), f[f[:, 0] < 1_500]) for p, f in tafeng())
-    ranker = next_category.fit_ranker(before, last, {"n_estimators": 100}, "basket")
+    ranker = next_category.fit_ranker([(before, last)], {"n_estimators": 100}, "basket")
     found = next_category.judge_next(history, future, ranker, "basket")
     assert found.promoted
     assert found.metrics["recall_at_10"].value > 0.13

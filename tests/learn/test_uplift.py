@@ -1,5 +1,6 @@
 import datetime as dt
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
 from cdp_ml.learn import uplift
 from cdp_ml.learn.uplift import (
     Experiment,
+    campaign_customers,
     check_randomized,
     experiment_of,
     load_uplift,
@@ -164,6 +166,20 @@ def test_a_frame_becomes_an_experiment_of_one_arm_against_the_others():
     assert found.treated[:4].tolist() == [1, 0, 1, 0]
     assert found.y[:4].tolist() == [1, 0, 0, 1]
     assert found.x[:3, 0].tolist() == [0, 1, 2]
+
+
+def test_customers_of_a_campaign_are_in_one_arm_since_their_first_exposure(con):
+    days = [dt.datetime(2026, 5, d, tzinfo=dt.UTC) for d in (3, 2, 2, 2, 1)]
+    exposures = pa.table(
+        {
+            "campaign_id": ["spring"] * 4 + ["autumn"],
+            "customer_id": ["a", "a", "b", "b", "c"],
+            "arm": ["treatment", "treatment", "treatment", "control", "control"],
+            "event_timestamp": pa.array(days),
+        }
+    )
+    found = con.to_pyarrow(campaign_customers(ibis.memtable(exposures), "spring")).to_pylist()
+    assert found == [{"customer_id": "a", "event_timestamp": days[1], "arm": "treatment"}]
 
 
 @pytest.mark.parametrize("arms", [["control"], ["treatment"]])
