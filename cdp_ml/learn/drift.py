@@ -29,9 +29,9 @@ def profile(rows: pa.Table, features: tuple[str, ...], score: np.ndarray) -> Pro
         features: the model's.
         score: of the test customers; those of rows learnt from would be too good.
     """
-    columns = zip((*features, SCORE), [*matrix(rows, features).T, score], strict=True)
     found = {}
-    for name, values in columns:
+    for name in (*features, SCORE):
+        values = score if name == SCORE else matrix(rows, (name,))[:, 0]
         edges = _edges(values)
         found[name] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
     return found
@@ -47,11 +47,10 @@ def drift_table(
     """
     import pyarrow as pa
 
-    names = [n for n in reference if n in rows.column_names]
-    columns = dict(zip(names, matrix(rows, tuple(names)).T, strict=True))
+    names = [n for n in reference if n in rows.column_names and n != SCORE]
+    psi = {n: _psi(reference[n], matrix(rows, (n,))[:, 0]) for n in names}
     if score is not None:
-        columns[SCORE] = score
-    psi = {n: _psi(reference[n], v) for n, v in columns.items()}
+        psi[SCORE] = _psi(reference[SCORE], score)
     ordered = sorted(psi, key=lambda n: -psi[n])
     return pa.table(
         {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 MOST_ROWS = 200_000
-"""A trial is fitted to no more rows than these: what suits them suits more."""
+"""A trial is fitted to, and judged on, no more rows than these: what suits them suits more."""
 OBJECTIVES = {"propensity": "binary", "value": "tweedie"}
 DECISIVE = {"propensity": ("log_loss", -1), "value": ("gini", 1)}
 """By task, the metric that decides between candidates; 1 if higher is better."""
@@ -75,14 +75,15 @@ class Forward:
         return tuple(t for t in self.split.train if t + self.split.horizon <= instant)
 
     def rows(self, instants: tuple[datetime, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Matrix and outcomes at these instants."""
-        rows = rows_at(self.past, instants)
+        """Matrix and outcomes at these instants, of `MOST_ROWS` rows drawn at random at most."""
+        rows = _sampled(rows_at(self.past, instants))
         return matrix(rows, self.features), matrix(rows, ("label",))[:, 0]
 
     def is_possible(self, instant: datetime) -> bool:
         """Whether there is enough to learn before the instant, and to judge at it."""
-        earlier, there = (self.rows(t)[1] > 0 for t in (self.closed_by(instant), (instant,)))
-        return bool(is_learnable(earlier) and is_learnable(there))
+        instants = (self.closed_by(instant), (instant,))
+        labels = (matrix(rows_at(self.past, t), ("label",))[:, 0] for t in instants)
+        return all(is_learnable(y > 0) for y in labels)
 
     def predict(
         self, params: Mapping[str, Any], instant: datetime
@@ -98,8 +99,7 @@ class Forward:
         held = self._fitted.get(key)
         if held is None or held.num_trees() < params["n_estimators"]:
             x, y = self.rows(self.closed_by(instant))
-            keep, objective = _sampled(len(y)), OBJECTIVES[self.spec.task]
-            held = fit_lightgbm(x[keep], y[keep], self.features, params, objective)
+            held = fit_lightgbm(x, y, self.features, params, OBJECTIVES[self.spec.task])
             self._fitted[key] = held
         return held
 
@@ -273,9 +273,10 @@ def _suggested(trial: Any) -> dict[str, Any]:
     }
 
 
-def _sampled(rows: int) -> Any:
+def _sampled(rows: pa.Table) -> pa.Table:
     import numpy as np
 
-    if rows <= MOST_ROWS:
-        return slice(None)
-    return np.sort(np.random.default_rng(1).choice(rows, MOST_ROWS, replace=False))
+    if rows.num_rows <= MOST_ROWS:
+        return rows
+    drawn = np.random.default_rng(1).choice(rows.num_rows, MOST_ROWS, replace=False)
+    return rows.take(np.sort(drawn))

@@ -273,12 +273,8 @@ def _labels(rows: pa.Table, name: str) -> np.ndarray:
 
 def _informative(spec: ModelSpec, rows: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The features with at least two values among the rows, and the others."""
-    import numpy as np
-
     names = feature_names(spec, rows)
-    x = matrix(rows, names)
-    varies = [len(np.unique(column[~np.isnan(column)])) > 1 for column in x.T]
-    kept = tuple(n for n, v in zip(names, varies, strict=True) if v)
+    kept = tuple(n for n in names if _varies(matrix(rows, (n,))[:, 0]))
     if not kept:
         raise NotPromotedError(
             f"model '{spec.name}': none of its {len(names)} features varies over {rows.num_rows} "
@@ -287,10 +283,17 @@ def _informative(spec: ModelSpec, rows: pa.Table) -> tuple[tuple[str, ...], tupl
     return kept, tuple(n for n in names if n not in kept)
 
 
+def _varies(values: np.ndarray) -> bool:
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    return bool(len(known) and known.min() < known.max())
+
+
 def _typical(x: np.ndarray, features: tuple[str, ...]) -> dict[str, float]:
     import numpy as np
 
-    return dict(zip(features, (float(v) for v in np.nanmedian(x, axis=0)), strict=True))
+    return {f: float(np.nanmedian(column)) for f, column in zip(features, x.T, strict=True)}
 
 
 def _champion_scores(champion: Predictor | None, test: pa.Table) -> np.ndarray | None:
