@@ -21,7 +21,7 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "min_clusters": 3,
     "max_clusters": 7,
     "min_share": 0.05,
-    "min_stability": 0.85,
+    "min_stability": 0.75,
     "max_inertia": 1.1,
     "seed": 1,
 }
@@ -35,6 +35,8 @@ TAIL = 0.01
 """The share of customers at either end of a feature who count as its outliers."""
 STRUCTURE = 0.5
 """A silhouette from here on means groups that are there (Kaufman and Rousseeuw 1990)."""
+FIRM = 0.85
+"""A stability from here on is high, from 0.75 on is valid (Hennig 2007)."""
 SAME = 0.5
 """The share of customers in common (Jaccard) from which on a cluster is still the former one."""
 
@@ -82,8 +84,8 @@ def fit_clusters(
     alone would choose one tiny cluster of outliers. Where customers fall into groups by themselves
     (a silhouette of `STRUCTURE`), the best silhouette decides. Where they do not, any number
     divides a continuum, and the largest says most about them (Tibshirani and Walther 2005 take the
-    largest that is found again). If none qualifies, the most stable is returned, for the gate to
-    refuse.
+    largest that is found again). All this among those with a stability of `FIRM`, if there are:
+    else the most stable is taken, and where none qualifies the gate refuses it.
 
     Given a former model, its transform stays and its centers start the search, so that clusters
     move with the customers and keep their numbers. Only if these no longer qualify, or a fresh
@@ -256,9 +258,10 @@ def _check_enough(x: np.ndarray, z: np.ndarray, largest: int, name: str) -> None
 
 
 def _choose(found: tuple[Candidate, ...], params: Mapping[str, int | float | str]) -> Candidate:
-    good = [c for c in found if qualifies(c, params)]
+    firm = max(FIRM, float(params["min_stability"]))
+    good = [c for c in found if qualifies(c, params) and c.stability.value >= firm]
     if not good:
-        return max(found, key=lambda c: c.stability.value)
+        return max(found, key=lambda c: (qualifies(c, params), c.stability.value))
     clearest = max(good, key=lambda c: c.silhouette)
     return clearest if clearest.silhouette >= STRUCTURE else max(good, key=lambda c: c.k)
 

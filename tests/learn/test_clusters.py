@@ -5,6 +5,7 @@ import pytest
 from learn_cases import clustering, fitted_clusters, split_of, three_kinds_of_customers
 
 from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.learn import clusters
 from cdp_ml.learn.clusters import (
     fit_clusters,
     keep_names,
@@ -91,11 +92,18 @@ def continuum(rows=600, seed=0):
     return np.column_stack([days, orders, spend])
 
 
-def test_without_groups_the_largest_stable_number_is_taken():
+def test_without_groups_the_largest_of_the_firm_numbers_is_taken(monkeypatch):
+    monkeypatch.setattr(clusters, "FIRM", 0.6)
     chosen, found = fit_clusters(continuum(), {"min_stability": 0.6}, "clusters")
     good = [c for c in found if c.stability.value >= 0.6 and c.smallest_share >= 0.05]
     assert max(c.silhouette for c in good) < 0.5
     assert chosen.k == max(c.k for c in good)
+
+
+def test_where_none_is_firm_the_most_stable_is_taken(monkeypatch):
+    monkeypatch.setattr(clusters, "FIRM", 1.01)
+    chosen, found = fit_clusters(continuum(), {}, "clusters")
+    assert chosen.stability.value == max(c.stability.value for c in found)
 
 
 def test_outliers_count_no_more_than_the_edge_of_what_is_usual(customers):
