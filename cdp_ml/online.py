@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     import duckdb
     import numpy as np
-    from feast import FeatureStore
 
+    from cdp_ml.feast_stores import FeatureReader
     from cdp_ml.identity.resolve import Resolver
     from cdp_ml.lake import Lake
     from cdp_ml.learn.score import Predictor
@@ -64,10 +64,10 @@ class Online:
     """A published run, ready to answer.
 
     `champions` holds the models that may be served, `ranks` the sorted scores of the run's batch by
-    model, `meanings` what each feature says, and `index` the tables `customers`, `segments`
-    (present stays) and `scores` in memory, indexed by customer_id: a lookup takes half a
-    millisecond there, and fifty in the Parquet files. `survivors` names the customer that stands
-    for each id retired by a merge.
+    model, `meanings` what each feature says, `readers` the online features by service, and `index`
+    the tables `customers`, `segments` (present stays) and `scores` in memory, indexed by
+    customer_id: a lookup takes half a millisecond there, and fifty in the Parquet files.
+    `survivors` names the customer that stands for each id retired by a merge.
     """
 
     run_id: str
@@ -77,7 +77,7 @@ class Online:
     champions: dict[str, Predictor]
     ranks: dict[str, np.ndarray]
     meanings: dict[str, str]
-    store: FeatureStore
+    readers: dict[str, FeatureReader]
     index: duckdb.DuckDBPyConnection
     survivors: Mapping[str, str]
     resolving: _Resolving
@@ -95,7 +95,6 @@ def open_online(settings: Settings) -> Online:
     Raises:
         NothingPublishedError: if no refresh has published yet.
     """
-    from cdp_ml.feast_stores import open_store
     from cdp_ml.lake import Lake, published_run
 
     root = settings.lake
@@ -104,7 +103,6 @@ def open_online(settings: Settings) -> Online:
     specs = load_models(settings)
     lake = Lake(root, versions)
     index = _index(lake, settings, run["as_of"])
-    online_store = settings.online_store(versions["online_store"])
     online = Online(
         run_id=run["run_id"],
         as_of=run["as_of"],
@@ -113,7 +111,7 @@ def open_online(settings: Settings) -> Online:
         champions=_champions(settings, specs, versions),
         ranks=_ranks(index),
         meanings=_meanings(),
-        store=open_store(settings, versions, online_store),
+        readers=_readers(settings, specs, run),
         index=index,
         survivors=_survivors(index),
         resolving=_Resolving(partial(_open_resolver, lake, settings, run["summary"])),
@@ -303,6 +301,21 @@ class Latest:
         return max((p.name for p in log.glob("*.json")), default=None)
 
 
+def _readers(
+    settings: Settings, specs: Mapping[str, ModelSpec], run: Mapping[str, Any]
+) -> dict[str, FeatureReader]:
+    """What reads the features of each service that a model names."""
+    from cdp_ml.feast_stores import open_reader, open_store
+    from cdp_ml.lake import model_key
+
+    versions = run["versions"]
+    # Where time stands still between facts, features do not age either.
+    now = None if settings.as_of == "now" else run["as_of"]
+    store = open_store(settings, versions, settings.online_store(versions["online_store"]), now)
+    services = {spec.features for name, spec in specs.items() if model_key(name) in versions}
+    return {service: open_reader(store, service) for service in services}
+
+
 def _champions(
     settings: Settings, specs: dict[str, ModelSpec], versions: dict[str, int]
 ) -> dict[str, Predictor]:
@@ -429,11 +442,7 @@ def _rows(online: Online, query: str, values: list[str]) -> list[dict[str, Any]]
 
 
 def _features(online: Online, customer_id: str, model: str) -> dict[str, list[Any]]:
-    from cdp_ml.feast_stores import online_features
-
-    service = online.specs[model].features
-    (row,) = online_features(online.store, service, [customer_id])
-    return {name: [value] for name, value in row.items()}
+    return online.readers[online.specs[model].features].read([customer_id])
 
 
 def _percentile(ranks: np.ndarray | None, value: float) -> float | None:

@@ -20,8 +20,8 @@ def settings(tmp_path):
     return make_settings(tmp_path)
 
 
-def applied(settings, versions, online_store="online.db"):
-    store = open_store(settings, versions, settings.data / online_store)
+def applied(settings, versions, online_store="online.db", now=MAR):
+    store = open_store(settings, versions, settings.data / online_store, now)
     apply(store)
     return store
 
@@ -84,7 +84,7 @@ def test_an_unknown_service_is_refused_with_the_nearest_name(settings):
 def test_materialization_takes_the_newest_traits_up_to_the_instant(settings):
     lake = publish_traits(settings, *ROWS, {**march(9), "event_timestamp": utc(2026, 3, 2)})
     store = applied(settings, lake.versions)
-    assert materialize(store, MAR) == 6  # two customers in three views
+    assert materialize(store, MAR) == 8  # two customers in four views
     assert online_orders(store) == 5
 
 
@@ -101,21 +101,21 @@ def test_doing_it_again_changes_nothing(settings):
     materialize(store, MAR)
     before = online_features(store, "customer_traits", ["c1", "c2"])
     again = applied(settings, lake.versions)
-    assert materialize(again, MAR) == 6
+    assert materialize(again, MAR) == 8
     assert online_features(again, "customer_traits", ["c1", "c2"]) == before
 
 
 def test_a_published_store_does_not_change_while_the_next_one_is_written(settings):
     lake = publish_traits(settings, march(1))
     materialize(applied(settings, lake.versions, "1.db"), MAR)
-    reader = open_store(settings, lake.versions, settings.data / "1.db")
+    reader = open_store(settings, lake.versions, settings.data / "1.db", MAR)
     assert online_orders(reader) == 1
     write_traits(lake, march(2))
     writer = applied(settings, lake.versions, "partial.db")
     materialize(writer, MAR)
     (settings.data / "partial.db").replace(settings.data / "2.db")
     assert online_orders(reader) == 1
-    assert online_orders(open_store(settings, lake.versions, settings.data / "2.db")) == 2
+    assert online_orders(open_store(settings, lake.versions, settings.data / "2.db", MAR)) == 2
 
 
 def test_the_online_file_carries_the_definitions_it_was_written_with(settings):
@@ -124,7 +124,7 @@ def test_the_online_file_carries_the_definitions_it_was_written_with(settings):
     materialize(applied(settings, lake.versions), MAR)
     own = _own_repository(settings, "clusters", "renamed")
     assert own == settings.share("features")
-    assert online_orders(open_store(settings, lake.versions, settings.data / "online.db")) == 1
+    assert online_orders(open_store(settings, lake.versions, settings.data / "online.db", MAR)) == 1
 
 
 def test_two_workspaces_with_repositories_of_their_own_do_not_clash(tmp_path):
@@ -133,10 +133,11 @@ def test_two_workspaces_with_repositories_of_their_own_do_not_clash(tmp_path):
     _own_repository(theirs, '"clusters"', '"theirs_only"')
     modules, path = set(sys.modules), list(sys.path)
     names = [
-        {s.name for s in applied(s, {}).list_feature_services()} - {"churn_90d", "purchase_30d"}
+        {s.name for s in applied(s, {}).list_feature_services()}
+        & {"clusters", "ours_only", "theirs_only"}
         for s in (ours, theirs)
     ]
-    assert names == [{"customer_traits", "ours_only"}, {"customer_traits", "theirs_only"}]
+    assert names == [{"ours_only"}, {"theirs_only"}]
     assert sys.path == path
     assert not {"entities", "sources", "views", "services"} & (set(sys.modules) - modules)
 

@@ -183,14 +183,18 @@ class _Tables:
         return cls(lake, connect(Engine(threads=store.threads, memory_limit=store.memory_limit)))
 
     def rows(self, source: DataSource, columns: Sequence[str]) -> str:
-        """SQL of some columns of a data source, and of `_row`, each row's place."""
+        """SQL of some columns of a data source, and of `_row`, each row's place.
+
+        A row's own instant is also its column `as_of`, a feature for what depends on the request.
+        """
         name, files = source.path, self._files(source)
+        extra = f"{_quoted(source.timestamp_field)} AS as_of"
         if not files:
             self.con.create_table(name, self.lake.arrow(name), temp=True, overwrite=True)
-            return self._select(name, f"SELECT *, 0 AS _row FROM {_quoted(name)}", columns)
+            return self._select(name, f"SELECT *, {extra}, 0 AS _row FROM {_quoted(name)}", columns)
         paths = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in files)
         read = f"read_parquet([{paths}], union_by_name = true)"
-        return self._select(name, f"SELECT *, {_ROW} AS _row FROM {read}", columns)
+        return self._select(name, f"SELECT *, {extra}, {_ROW} AS _row FROM {read}", columns)
 
     def job(
         self,
