@@ -155,25 +155,34 @@ def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block]) -> pa.Tab
 
 
 def make_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table) -> None:
-    """Make table `blocks`: unique_id and, by rule, `key_0`…: null where its block is left out."""
+    """Make table `blocks` of the `nodes`: unique_id and, by rule, `key_0`…: null if left out."""
     db.register("large", large)
-    db.execute(f"CREATE OR REPLACE TABLE blocks AS {block_keys(blocks, 'nodes')}")
+    db.execute(f"CREATE TABLE blocks AS {block_keys(blocks, 'nodes')}")
 
 
-def block_keys(blocks: Sequence[Block], nodes: str) -> str:
-    """SQL: unique_id and the keys of the blocks of each node; needs table `large`."""
+def make_prints(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table) -> None:
+    """Make table `prints` of all records in one pass: as `blocks`, and with the fingerprint."""
+    db.register("large", large)
+    db.execute(
+        f"CREATE TABLE prints AS {block_keys(blocks, 'delivered', 'unique_id, fingerprint')}"
+    )
+    db.execute("CREATE VIEW blocks AS SELECT * EXCLUDE (fingerprint) FROM prints")
+
+
+def block_keys(blocks: Sequence[Block], nodes: str, columns: str = "unique_id") -> str:
+    """SQL: columns and the keys of the blocks of each node; needs table `large`."""
     kept = "".join(
         f", CASE WHEN key_{i} NOT IN (SELECT key FROM large WHERE block = {i}) THEN key_{i} END"
         f" AS key_{i}"
         for i in range(len(blocks))
     )
-    return f"SELECT unique_id{kept} FROM ({all_keys(blocks, nodes)})"
+    return f"SELECT {columns}{kept} FROM ({all_keys(blocks, nodes, columns)})"
 
 
-def all_keys(blocks: Sequence[Block], nodes: str) -> str:
+def all_keys(blocks: Sequence[Block], nodes: str, columns: str = "unique_id") -> str:
     """SQL: as `block_keys`, but with the blocks that are left out."""
     hashed = "".join(f", {_key(b.keys)} AS key_{i}" for i, b in enumerate(blocks))
-    return f"SELECT unique_id{hashed} FROM {nodes}"
+    return f"SELECT {columns}{hashed} FROM {nodes}"
 
 
 def begin(db: DuckDBPyConnection) -> None:

@@ -28,7 +28,13 @@ from cdp_ml.identity.clustering import (
 )
 from cdp_ml.identity.comparisons import Kind, usable
 from cdp_ml.identity.model import Model
-from cdp_ml.identity.people import CANDIDATES, FIELDS, make_people, number_records
+from cdp_ml.identity.people import (
+    CANDIDATES,
+    FIELDS,
+    make_people,
+    number_records,
+    view_records,
+)
 from cdp_ml.identity.training import train
 from cdp_ml.identity.weighing import evidence, pattern, predict, weight
 
@@ -92,13 +98,14 @@ def link(
         model: a trained one to use again; trained here if None.
         overrides: table `overrides`, what people decided.
         former: tables `edges`, `compared` and `reviews` as this model and code left them, to link
-            only what changed since; all is linked if None.
+            only what changed since; all is linked if None, and where no model is given.
         known_at: when this run learns of the edges, UTC; now if None.
 
     Raises:
         LinkageError: if the specification does not fit the records, or a blocking rule would make
             more pairs than `max_pairs`.
     """
+    former = former if model else None
     db, model = weigh(
         records, identifiers, spec, con, model=model, overrides=overrides, former=former
     )
@@ -125,7 +132,7 @@ def weigh(
         con: the engine.
         model: a trained one to use again; trained here if None.
         overrides: table `overrides`.
-        former: tables `edges`, `compared` and `reviews`.
+        former: tables `edges`, `compared` and `reviews`, only with a model.
 
     Returns:
         A database with tables `nodes` (the records, numbered by unique_id), `pairs` (one, other,
@@ -136,10 +143,14 @@ def weigh(
     db.register("records", to_arrow(records.select([*keys, "ingested_at", *FIELDS]), con))
     columns = [*keys, "identifier_type", "identifier"]
     db.register("identifiers", to_arrow(identifiers.select(columns), con))
-    filled = number_records(db)
-    model = model or _trained(db, spec, filled)
+    if former is None:
+        filled = number_records(db)
+        model = model or _trained(db, spec, filled)
+    elif model:
+        view_records(db)
+        blocking.make_prints(db, model.blocks, model.large_blocks)
     scope.list_overrides(db, overrides)
-    scope.list_certain(db, spec.deterministic, spec.max_group)
+    scope.list_certain(db, spec.deterministic, spec.max_group, former is not None)
     for name, table in (former or {}).items():
         db.register(f"former_{name}", to_arrow(table, con))
     scope.begin(db, former is not None)
@@ -196,22 +207,23 @@ def _weigh_all(db: DuckDBPyConnection, spec: IdentitySpec, model: Model | None, 
             tables `scope` and `changed` then tell what that is.
     """
     db.execute("CREATE TABLE pairs (one BIGINT, other BIGINT, weight DOUBLE, pattern BIGINT)")
-    if model is None:
-        if part:
-            scope.widen(db, bits_of(spec))
-        return
-    blocking.make_blocks(db, model.blocks, model.large_blocks)
     blocking.begin(db)
-    make_people(db, model, "(FROM nodes LIMIT 0)")
+    if model is None:
+        return
+    if not part:
+        blocking.make_blocks(db, model.blocks, model.large_blocks)
+    make_people(db, model, "(FROM delivered LIMIT 0)")
     predicted = predict(db, model)
     if part:
         blocking.pair_up(db, model.blocks, spec.max_pairs, among="changed")
+        scope.take_nodes(db)
         _weigh(db, model, predicted)
         scope.widen(db, bits_of(spec))
         # What changed has been compared with all.
         db.execute("""
-            CREATE OR REPLACE TABLE blocks AS
-            SELECT * FROM blocks
+            DROP VIEW blocks;
+            CREATE TABLE blocks AS
+            SELECT * EXCLUDE (fingerprint) FROM prints
             SEMI JOIN scope USING (unique_id) ANTI JOIN changed USING (unique_id)
         """)
     blocking.pair_up(db, model.blocks, spec.max_pairs)

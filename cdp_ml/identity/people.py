@@ -29,14 +29,12 @@ LEAST_RECORDS_FOR_TERMS = 200
 """Among fewer records the frequency of a name says nothing about how common it is."""
 
 _KEYED = """
-CREATE TABLE keyed AS
-SELECT source || ':' || source_record_id AS record, source, source_record_id, ingested_at,
-    {fields}
+SELECT source || ':' || source_record_id AS record, source, source_record_id, ingested_at, {fields}
 FROM records
 """
 _SHARED = """
 CREATE TABLE shared_{0} AS
-SELECT {0} FROM keyed WHERE {0} IS NOT NULL GROUP BY 1 HAVING count(*) > {1}
+SELECT {0} FROM records WHERE {0} <> '' GROUP BY 1 HAVING count(*) > {1}
 """
 # Numbered by a narrow sort: the columns of a million records would cost ten times as much.
 _NUMBERED = """
@@ -45,16 +43,18 @@ SELECT rowid AS row, (row_number() OVER (ORDER BY key, record) - 1)::BIGINT AS u
 FROM (SELECT rowid, hash(record) AS key, record FROM keyed)
 """
 _NODES = """
-CREATE TABLE nodes AS
 SELECT *, hash(record, {content})::VARCHAR AS fingerprint
 FROM (
-    SELECT n.unique_id, k.* EXCLUDE (email, phone),
+    SELECT k.* EXCLUDE (email, phone),
         CASE WHEN e.email IS NULL THEN k.email END AS email,
         CASE WHEN p.phone IS NULL THEN k.phone END AS phone
-    FROM keyed k JOIN numbered n ON k.rowid = n.row
+    FROM {keyed} k
     LEFT JOIN shared_email e USING (email) LEFT JOIN shared_phone p USING (phone)
 )
 """
+# In the order in which `number_records` would number them. Of 10 million records two get the same
+# number in one case of 200,000.
+UNNUMBERED = "(hash({record}) >> 1)::BIGINT"
 # Two given names are aliases if people of one surname and birth date, or one e-mail, bear them
 # more often than chance pairs of differing names would: pointwise mutual information.
 _ALIASES = """
@@ -83,23 +83,45 @@ FROM nodes WHERE {0} IS NOT NULL GROUP BY ALL HAVING count(*) > 1
 
 
 def number_records(db: DuckDBPyConnection) -> dict[str, int]:
-    """Make table `nodes` from `records`: one row each, numbered by their keys alone.
+    """Make table `nodes` from `records`: one row each, numbered from 0 by their keys alone.
 
     The order of two records is the same whatever other records there are.
 
     Returns:
         By field, how many records have a value.
     """
-    given = [f if f == "birth_date" else f"nullif({f}, '') AS {f}" for f in FIELDS]
-    db.execute(_KEYED.format(fields=", ".join(given)))
-    for contact in ("email", "phone"):
-        db.execute(_SHARED.format(contact, NOBODY))
+    _list_shared(db)
+    db.execute(f"CREATE TABLE keyed AS {_keyed()}")
     db.execute(_NUMBERED)
-    db.execute(_NODES.format(content=", ".join(FIELDS)))
-    db.execute("DROP TABLE keyed; DROP TABLE numbered")
+    keyed = "(SELECT unique_id, keyed.* FROM keyed JOIN numbered ON keyed.rowid = row)"
+    db.execute(f"CREATE TABLE nodes AS {_nodes(keyed)}")
+    db.execute("DROP TABLE keyed; DROP TABLE numbered; CREATE VIEW delivered AS FROM nodes")
     asked = ", ".join(f"count({f})" for f in FIELDS)
     counts = db.execute(f"SELECT {asked} FROM nodes").fetchall()[0]
     return dict(zip(FIELDS, counts, strict=True))
+
+
+def view_records(db: DuckDBPyConnection) -> None:
+    """Make view `delivered` of `records`, with the columns of `nodes`, to take some of them."""
+    _list_shared(db)
+    number = UNNUMBERED.format(record="record")
+    db.execute(
+        f"CREATE VIEW delivered AS {_nodes(f'(SELECT {number} AS unique_id, * FROM ({_keyed()}))')}"
+    )
+
+
+def _list_shared(db: DuckDBPyConnection) -> None:
+    for contact in ("email", "phone"):
+        db.execute(_SHARED.format(contact, NOBODY))
+
+
+def _keyed() -> str:
+    given = [f if f == "birth_date" else f"nullif({f}, '') AS {f}" for f in FIELDS]
+    return _KEYED.format(fields=", ".join(given))
+
+
+def _nodes(keyed: str) -> str:
+    return _NODES.format(keyed=keyed, content=", ".join(FIELDS))
 
 
 def learn_aliases(db: DuckDBPyConnection) -> pa.Table:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.identity.people import UNNUMBERED
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
@@ -19,7 +21,7 @@ _DECIDED = """
 CREATE TABLE decided AS
 SELECT least(l.unique_id, r.unique_id) AS one, greatest(l.unique_id, r.unique_id) AS other,
     decision, actor, reason, event_timestamp
-FROM overrides JOIN nodes l ON record_l = l.record JOIN nodes r ON record_r = r.record
+FROM overrides JOIN {records} l ON record_l = l.record JOIN {records} r ON record_r = r.record
 WHERE undone_at IS NULL AND l.unique_id <> r.unique_id
 QUALIFY row_number() OVER (PARTITION BY one, other ORDER BY event_timestamp DESC, decision) = 1
 """
@@ -29,14 +31,14 @@ CREATE TABLE certain AS
 WITH joining AS (
     SELECT * FROM identifiers
     WHERE list_contains($types, identifier_type)
-       OR (list_contains($types, '*') AND identifier_type IN (SELECT source FROM nodes))
+       OR (list_contains($types, '*') AND identifier_type IN (SELECT DISTINCT source FROM records))
 ), noted AS (
     SELECT DISTINCT identifier_type, identifier FROM joining
     WHERE identifier_type <> source OR identifier <> source_record_id
 ), bearers AS (
     SELECT DISTINCT identifier_type, identifier, unique_id
     FROM joining SEMI JOIN noted USING (identifier_type, identifier)
-    JOIN nodes USING (source, source_record_id)
+    JOIN {records}
 ), grouped AS (
     SELECT *, count(*) OVER (PARTITION BY identifier_type, identifier) AS records FROM bearers
 )
@@ -46,13 +48,34 @@ WHERE l.records <= $most AND l.unique_id < r.unique_id
 GROUP BY ALL ORDER BY ALL
 """
 _CHANGED = """
-CREATE TABLE changed AS
-SELECT unique_id FROM nodes ANTI JOIN former_compared USING (fingerprint)
+CREATE TABLE changed AS SELECT unique_id FROM prints ANTI JOIN former_compared USING (fingerprint)
+"""
+_GONE_RECORDS = """
+CREATE TABLE gone AS
+SELECT source, source_record_id, unique_id FROM (
+    SELECT *, {record} AS unique_id
+    FROM (SELECT *, source || ':' || source_record_id AS record FROM former_compared)
+    ANTI JOIN prints USING (fingerprint)
+) ANTI JOIN prints USING (unique_id)
 """
 _FORMER = """
 CREATE TABLE former AS
-SELECT l.unique_id AS one, r.unique_id AS other, record_l, record_r, kind
-FROM former_edges LEFT JOIN nodes l ON record_l = l.record LEFT JOIN nodes r ON record_r = r.record
+SELECT CASE WHEN one NOT IN (SELECT unique_id FROM gone) THEN one END AS one,
+    CASE WHEN other NOT IN (SELECT unique_id FROM gone) THEN other END AS other, record_l, record_r,
+    kind
+FROM (SELECT *, {one} AS one, {other} AS other FROM former_edges)
+"""
+# What changed and what it is compared with; later also what is in touch with it.
+_NODES = """
+CREATE TABLE nodes AS
+SELECT * FROM delivered WHERE unique_id IN (
+    FROM changed UNION ALL SELECT join_key_l FROM candidates
+    UNION ALL SELECT join_key_r FROM candidates
+)
+"""
+_FURTHER_NODES = """
+INSERT INTO nodes
+SELECT * FROM delivered WHERE unique_id IN (FROM scope ANTI JOIN nodes USING (unique_id))
 """
 # Besides what changed: who lost a partner, and who is joined or told apart otherwise than before.
 _SEEDS = """
@@ -81,18 +104,16 @@ _GONE = {
 SELECT record_l, record_r FROM former
 WHERE one IS NULL OR other IS NULL OR one IN (FROM scope) OR other IN (FROM scope)
 """,
-    "compared": """
-SELECT source, source_record_id FROM (FROM former_compared ANTI JOIN nodes USING (fingerprint))
-ANTI JOIN nodes USING (source, source_record_id)
-""",
+    "compared": "SELECT source, source_record_id FROM gone",
     "reviews": """
 WITH ends AS (
     SELECT record_l, record_r, unnest([record_l, record_r]) AS record FROM former_reviews
 )
-SELECT record_l, record_r FROM ends LEFT JOIN nodes USING (record)
+SELECT record_l, record_r FROM (SELECT *, {record} AS unique_id FROM ends)
 LEFT JOIN (SELECT unique_id, true AS near FROM scope) USING (unique_id)
 LEFT JOIN (SELECT unique_id, true AS again FROM changed) USING (unique_id)
-GROUP BY ALL HAVING bool_or(again) OR bool_and(coalesce(near, false)) OR count(unique_id) < 2
+LEFT JOIN (SELECT unique_id, true AS lost FROM gone) USING (unique_id)
+GROUP BY ALL HAVING bool_or(again) OR bool_or(lost) OR bool_and(coalesce(near, false))
 """,
 }
 
@@ -103,22 +124,34 @@ def list_overrides(db: DuckDBPyConnection, overrides: pa.Table | None) -> None:
 
     given = arrow_schema("overrides").empty_table() if overrides is None else overrides
     db.register("overrides", given)
-    db.execute(_DECIDED)
+    some = "delivered" if len(given) else "(FROM delivered LIMIT 0)"  # then it need not be read
+    db.execute(_DECIDED.format(records=some))
 
 
-def list_certain(db: DuckDBPyConnection, types: Sequence[str], most: int) -> None:
+def list_certain(
+    db: DuckDBPyConnection, types: Sequence[str], most: int, part: bool = False
+) -> None:
     """Make table `certain` of the records that share an identifier: one, other, identifier_type."""
-    db.execute(_CERTAIN, {"types": list(types), "most": most})
+    number = UNNUMBERED.format(record="(source || ':' || source_record_id)")
+    known = f"prints ON unique_id = {number}" if part else "nodes USING (source, source_record_id)"
+    db.execute(_CERTAIN.format(records=known), {"types": list(types), "most": most})
 
 
 def begin(db: DuckDBPyConnection, part: bool) -> None:
     """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed."""
     if part:
         db.execute(_CHANGED)
-        db.execute(_FORMER)
+        db.execute(_GONE_RECORDS.format(record=UNNUMBERED.format(record="record")))
+        ends = {"one": "record_l", "other": "record_r"}
+        db.execute(_FORMER.format(**{k: UNNUMBERED.format(record=v) for k, v in ends.items()}))
     else:
         db.execute("CREATE TABLE changed AS SELECT unique_id FROM nodes")
     db.execute("CREATE TABLE scope AS FROM changed")
+
+
+def take_nodes(db: DuckDBPyConnection) -> None:
+    """Make table `nodes` of what changed and of what table `candidates` compares it with."""
+    db.execute(_NODES)
 
 
 def widen(db: DuckDBPyConnection, bits: float) -> None:
@@ -130,17 +163,20 @@ def widen(db: DuckDBPyConnection, bits: float) -> None:
     """
     import numpy as np
     import pyarrow as pa
+    from pandas import factorize
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     seeds = db.execute(_SEEDS).fetchnumpy()["unique_id"]
     ends = db.execute(_TOUCHING, {"bits": bits}).fetchnumpy()
-    records = db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
-    graph = coo_array((np.ones(len(ends["one"])), (ends["one"], ends["other"])), (records, records))
+    place, ids = factorize(np.concatenate([seeds, ends["one"], ends["other"]]))
+    first, one, other = np.split(place, [len(seeds), len(seeds) + len(ends["one"])])
+    graph = coo_array((np.ones(len(one)), (one, other)), (len(ids), len(ids)))
     label = connected_components(graph, directed=False)[1]
-    touched = np.flatnonzero(np.bincount(label[seeds], minlength=records)[label])
-    db.register("touched", pa.table({"unique_id": touched.astype(np.int64)}))
+    touched = ids[np.isin(label, label[first], kind="table")]
+    db.register("touched", pa.table({"unique_id": touched}))
     db.execute("CREATE OR REPLACE TABLE scope AS FROM touched")
+    db.execute(_FURTHER_NODES)
 
 
 def records(db: DuckDBPyConnection) -> Any:
@@ -163,7 +199,7 @@ def pairs(db: DuckDBPyConnection, ids: Any, query: str, **given: float) -> dict[
     import numpy as np
 
     within = f"SELECT * FROM ({query}) WHERE one IN (FROM scope) AND other IN (FROM scope)"
-    everything = len(ids) == db.execute("SELECT count(*) FROM nodes").fetchall()[0][0]
+    everything = bool(len(ids)) and ids[-1] == len(ids) - 1
     found: dict[str, Any] = db.execute(query if everything else within, given).fetchnumpy()
     if not everything:
         found |= {side: np.searchsorted(ids, found[side]) for side in ("one", "other")}
@@ -174,7 +210,7 @@ def gone(db: DuckDBPyConnection, found: dict[str, pa.Table]) -> dict[str, pa.Tab
     """By table, the keys of the former rows that are not among those found now."""
     keys = {}
     for table, query in _GONE.items():
-        former = db.sql(query).to_arrow_table()
+        former = db.sql(query.format(record=UNNUMBERED.format(record="record"))).to_arrow_table()
         on = former.column_names
         db.register("now_found", found[table].select(on))
         db.register("was_found", former)
