@@ -30,7 +30,7 @@ def by_hand(folder: Path, ttl: int) -> None:
 
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'; SET memory_limit = '2GB'; SET threads = 2")
-    con.execute("SET preserve_insertion_order = false")
+    con.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
     steps, joins = [], []
     for t, name in enumerate(TABLES):
         rows = f"read_parquet('{folder}/lake/{name}/*.parquet')"

@@ -186,6 +186,7 @@ def training_features(
         ConfigError: if there is no such service.
         ContractError: if the spine lacks a column, or its instants have no time zone.
     """
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
@@ -197,7 +198,9 @@ def training_features(
     features = pa.schema([pa.field(name, joined.schema.field(name).type) for name in _names(found)])
     schema = pa.unify_schemas([rows.schema, features])
     identity = json.dumps(_identity(store, found, rows), sort_keys=True)
+    # Taking all rows rewrites them: what lies under a null is arbitrary as DuckDB leaves it.
     canonical = joined.select(schema.names).cast(schema).combine_chunks()
+    canonical = canonical.take(pa.array(np.arange(canonical.num_rows)))
     return canonical.replace_schema_metadata({IDENTITY: identity.encode()})
 
 

@@ -254,6 +254,8 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
             path = Path(config.repo_path or ".") / config.online_store.path
             connection = sqlite3.connect(path, timeout=60)
             connection.execute("PRAGMA synchronous = NORMAL")
+            # Reads of pages that the system holds need no call of it.
+            connection.execute(f"PRAGMA mmap_size = {2**30}").fetchall()
             connection.execute("PRAGMA secure_delete = ON").fetchall()
             self._local.connection = connection
         return connection
@@ -409,11 +411,13 @@ def _as_table(view: FeatureView, data: list[Row]) -> pa.Table:
         for field in arrow_schema_of(view)
     }
     columns[_EVENT] = pa.array([_aware(row[2]) for row in data], stamp)
-    columns[_CREATED] = pa.array([row[3] and _aware(row[3]) for row in data], stamp)
+    columns[_CREATED] = pa.array([_aware(row[3]) for row in data], stamp)
     return pa.table(columns)
 
 
-def _aware(when: datetime) -> datetime:
+def _aware(when: datetime | None) -> datetime | None:
+    if when is None or when != when:  # Feast hands a null over as pandas' NaT
+        return None
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import ROOT
@@ -67,7 +68,7 @@ def test_every_view_says_what_it_is_whose_it_is_and_how_long_it_holds(store):
 def test_the_services_are_those_that_models_name(store):
     services = {s.name: s for s in store.list_feature_services()}
     assert set(services) == SERVICES | ON_DEMAND
-    for spec in load_models(make_settings(Path())).values():
+    for spec in filter(lambda s: s.features, load_models(make_settings(Path())).values()):
         features = feast_stores.online_features(store, spec.features, ["c1"])[0]
         assert set(spec.inputs) <= set(features)
 
@@ -143,3 +144,49 @@ def feast(folder, *arguments):
     command = [sys.executable, "-m", "feast.cli.cli", "-c", "features", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_pushed_row_is_served_and_an_older_one_is_not(tmp_path):
+    settings = make_settings(tmp_path)
+    lake = publish_traits(settings, *ROWS)
+    store = feast_stores.open_store(settings, lake.versions, settings.data / "online.db", MAR)
+    feast_stores.apply(store)
+    feast_stores.materialize(store, MAR)
+    for orders, instant in ((6, MAR + TICK), (9, MAR - TICK)):
+        row = {t.name: 0 for t in TRAITS if t.group == "transactional"} | {"orders_30d": orders}
+        frame = pd.DataFrame([{"customer_id": "c1", "event_timestamp": instant, **row}])
+        store.push("traits_transactional_push", frame)
+    (found,) = feast_stores.online_features(store, "customer_traits", ["c1"])
+    assert found["orders_30d"] == 6
+
+
+def test_what_depends_on_the_request_is_computed_for_its_instant_offline_and_online(tmp_path):
+    settings = make_settings(tmp_path)
+    lake = publish_traits(settings, {**ROWS[1], "days_since_last_order": 2.5})
+    store = feast_stores.open_store(settings, lake.versions, settings.data / "online.db", MAR)
+    feast_stores.apply(store)
+    feast_stores.materialize(store, MAR)
+    later = MAR + dt.timedelta(days=2)
+    asked = [{"customer_id": c, "requested_at": later} for c in ("c1", "nobody")]
+    service = store.get_feature_service("recency_now")
+    online = store.get_online_features(features=service, entity_rows=asked).to_dict()
+    assert online["days_since_last_order_now"] == [4.5, None]
+    rows = pa.Table.from_pylist([{**row, "event_timestamp": later} for row in asked])
+    offline = feast_stores.training_features(store, "recency_now", rows)
+    assert offline["days_since_last_order_now"].to_pylist() == [4.5, None]
+
+
+def test_a_services_version_tells_its_features(store):
+    versions = {s.name: s.tags["version"] for s in store.list_feature_services()}
+    assert versions["purchase_30d"] == versions["churn_90d"] == versions["customer_traits"]
+    assert len(set(versions.values())) == 3
+
+
+def test_feasts_web_page_shows_the_services(store):
+    from fastapi.testclient import TestClient
+    from feast.ui_server import get_app
+
+    with TestClient(get_app(store, store.project, 60)) as client:
+        assert client.get("/").status_code == 200
+        found = client.get("/api/v1/feature_services", params={"project": store.project}).json()
+    assert {s["spec"]["name"] for s in found["featureServices"]} == SERVICES | ON_DEMAND
