@@ -70,11 +70,11 @@ def _number(when: Value, instants: Sequence[datetime]) -> Value:
     """How many instants are not after a time: the number of the first that is."""
     import ibis
 
-    passed = [(when >= ibis.literal(t)).cast("int16") for t in instants]
+    passed = [(when >= ibis.literal(t)).cast("int32") for t in instants]
     total = passed[0]
     for one in passed[1:]:
         total = total + one
-    return total.cast("int16")
+    return total.cast("int32")
 
 
 def _owners(identifiers: Table, crosswalk: Table, instants: Sequence[datetime]) -> Table:
@@ -106,12 +106,12 @@ def _users(identifiers: Table, crosswalk: Table, instants: Sequence[datetime]) -
         ["source", "source_record_id"],
     )
     # A link ceases to hold at the first instant after its end: `valid_to` < instant.
-    last, ended = ibis.literal(len(instants), "int16"), _number(users.valid_to, instants)
+    last, ended = ibis.literal(len(instants), "int32"), _number(users.valid_to, instants)
     own = (users.identifier_type == users.source) & (users.identifier == users.source_record_id)
     found = users.select(
         *_IDENTIFIER,
         *("source", "source_record_id", "event_timestamp", "customer_id"),
-        own=own.cast("int16"),
+        own=own.cast("int32"),
         since=_number(ibis.greatest(users.ingested_at, users.valid_from), instants),
         until=ibis.ifelse(users.valid_to.isnull(), last, ended),
     )
@@ -145,6 +145,6 @@ def _spans(winners: Table) -> Table:
     ranked = winners.mutate(place=ibis.row_number().over(line))
     runs = ranked.mutate(run=ranked.number - ranked.place)
     spans = runs.group_by([*by, "run"]).aggregate(
-        since=runs.number.min().cast("int16"), until=(runs.number.max() + 1).cast("int16")
+        since=runs.number.min().cast("int32"), until=(runs.number.max() + 1).cast("int32")
     )
     return spans.drop("run")

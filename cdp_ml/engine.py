@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
-    from ibis.expr.types import Table
+    from ibis.expr.types import Scalar, Table
 
 
 def connect(engine: Engine) -> SQLBackend:
@@ -67,31 +67,53 @@ def hold(con: SQLBackend, name: str, table: Table | pa.Table) -> Table:
     """
     if con.name == "duckdb":
         return con.create_table(name, table, temp=True, overwrite=True)
-    view = con.create_view(name, table, overwrite=True)
+    import ibis
+
+    con.raw_sql(f"UNCACHE TABLE IF EXISTS {name}")
+    given = table if isinstance(table, ibis.Table) else ibis.memtable(table)
+    view = con.create_view(name, given, overwrite=True)
     con.raw_sql(f"CACHE TABLE {name}")
     return view
 
 
+def blank(name: str, type_: str) -> Scalar:
+    """A place in an expression for a value that is only given when the `Compiled` one is run."""
+    import ibis
+
+    return ibis.literal(f"@{name}@").cast(type_)
+
+
 class Compiled:
-    """An expression compiled once, to be run again as the held tables that it reads change."""
+    """An expression compiled once, to be run with many values in its blanks.
+
+    Ibis takes longer to compile a large expression than an engine to compute it from little data;
+    and an engine plans better with values than with parameters.
+    """
 
     def __init__(self, con: SQLBackend, table: Table) -> None:
         self._con, self._sql = con, str(con.compile(table))
 
-    def hold(self, name: str) -> None:
+    def hold(self, name: str, blanks: Mapping[str, str]) -> None:
         """As `hold`."""
+        sql = self._filled(blanks)
         if self._con.name == "duckdb":
-            self._con.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self._sql}")
+            self._con.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {sql}")
         else:
             self._con.raw_sql(f"UNCACHE TABLE IF EXISTS {name}")
-            self._con.raw_sql(f"CREATE OR REPLACE TEMPORARY VIEW {name} AS {self._sql}")
+            self._con.raw_sql(f"CREATE OR REPLACE TEMPORARY VIEW {name} AS {sql}")
             self._con.raw_sql(f"CACHE TABLE {name}")
 
-    def rows(self) -> pa.Table:
+    def rows(self, blanks: Mapping[str, str]) -> pa.Table:
         """The rows in memory."""
         if self._con.name == "duckdb":
-            return self._con.con.sql(self._sql).to_arrow_table()
-        return self._con.raw_sql(self._sql).toArrow()
+            return self._con.con.sql(self._filled(blanks)).to_arrow_table()
+        return self._con.raw_sql(self._filled(blanks)).toArrow()
+
+    def _filled(self, blanks: Mapping[str, str]) -> str:
+        sql = self._sql
+        for name, value in blanks.items():
+            sql = sql.replace(f"'@{name}@'", f"'{value}'")
+        return sql
 
 
 def to_arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:

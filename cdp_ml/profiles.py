@@ -37,7 +37,7 @@ def build_customers(
     Returns:
         Table `customers`.
     """
-    members = _members(records, crosswalk, as_of)
+    members = known_members(records, crosswalk, as_of)
     chosen = _chosen_values(members, rules)
     counted = members.group_by("customer_id").aggregate(
         records=members.count(),
@@ -82,8 +82,8 @@ def latest_word(
     return ranked.filter(ranked.place == 0).select("customer_id", "granted")
 
 
-def _members(records: Table, crosswalk: Table, as_of: datetime | TimestampScalar) -> Table:
-    """The records known at the instant, with the customer they belonged to then."""
+def known_members(records: Table, crosswalk: Table, as_of: datetime | TimestampScalar) -> Table:
+    """The records known at an instant, with the customer they belonged to then."""
     known = records.filter(records.ingested_at < as_of)
     return known.join(links_as_of(crosswalk, as_of), ["source", "source_record_id"])
 

@@ -117,7 +117,8 @@ class Workspace:
                 Its snapshots must be among those that the run computed.
 
         Returns:
-            customer_id, event_timestamp, the model's features, and label (propensities).
+            customer_id, event_timestamp, the model's features, and label (propensities); for
+            uplift also arm; for next_category the order lines instead.
 
         Raises:
             ConfigError: if there is no such model.
@@ -199,11 +200,12 @@ class Workspace:
 
         Raises:
             ConfigError: if there is no such model.
-            NotPromotedError: if the history is too short for a time split.
+            NotPromotedError: if the history is too short for a time split, or for uplift if there
+                is no such campaign, or its outcomes are not known yet.
         """
         from cdp_ml.learn.datasets import time_split
 
-        return time_split(self._spec(model), as_of or self.as_of, self._first_fact)
+        return time_split(self._spec(model), as_of or self.as_of, self._first_fact, self._campaigns)
 
     def model(self, name: str) -> Predictor:
         """A model's champion: the version with which the published run scored.
@@ -235,6 +237,10 @@ class Workspace:
         first = self.run["summary"].get("ingest", {}).get("first_fact")
         return datetime.fromisoformat(first) if first else self.as_of
 
+    @property
+    def _campaigns(self) -> dict[str, datetime]:
+        return campaigns_of(self.run["summary"].get("ingest", {}))
+
 
 def open_workspace(home: Path | str | None = None) -> Workspace:
     """Open the published state of a workspace.
@@ -250,19 +256,29 @@ def open_workspace(home: Path | str | None = None) -> Workspace:
     return Workspace(settings, published_run(settings.lake))
 
 
+def campaigns_of(ingested: Mapping[str, Any]) -> dict[str, datetime]:
+    """When each campaign began, from the report of the step `ingest`."""
+    return {c: datetime.fromisoformat(t) for c, t in ingested.get("campaigns", {}).items()}
+
+
 def instants_of(
-    models: Mapping[str, ModelSpec], as_of: datetime, first_fact: datetime
+    models: Mapping[str, ModelSpec],
+    as_of: datetime,
+    first_fact: datetime,
+    campaigns: Mapping[str, datetime],
 ) -> tuple[datetime, ...]:
     """The instants at which traits are needed: now, and the snapshots of the models.
 
-    Models whose history is too short add none.
+    Models without features, and those whose history is too short, add none.
     """
     from cdp_ml.learn.datasets import time_split
 
     instants = {as_of}
     for spec in models.values():
+        if not spec.features:
+            continue
         try:
-            instants.update(time_split(spec, as_of, first_fact).instants)
+            instants.update(time_split(spec, as_of, first_fact, campaigns).instants)
         except NotPromotedError:
             continue
     return tuple(sorted(instants))
@@ -322,20 +338,20 @@ def traits_as_of(
     from cdp_ml.engine import Compiled
     from cdp_ml.traits import TRAITS, traits_at
 
-    wanted, times = traits or TRAITS, _ascending(instants)
+    wanted, times, tables = traits or TRAITS, _ascending(instants), _in_engine(con, tables)
     # Numbers are compared and sorted faster than the ids.
     people = _numbered(con, tables["crosswalk"], customers)
     tiles = _hold_tiles(con, tables, people, times, wanted)
-    at = _tell_time(con, 0, times[0])
-    golden = Compiled(con, _people(tables, profiles, people, at))
-    golden.hold("_people")
-    found = traits_at(tiles, con.table("_people"), at, wanted)
+    describe = _people if any(t.group == "profile" for t in wanted) else _ids
+    golden = Compiled(con, describe(tables, profiles, people))
+    golden.hold("_people", _blanks(0, times[0]))
+    found = traits_at(tiles, con.table("_people"), wanted)
     queries = {name: Compiled(con, table) for name, table in found.items()}
     for number, instant in enumerate(times):
-        _tell_time(con, number, instant)
+        blanks = _blanks(number, instant)
         if number:
-            golden.hold("_people")
-        yield {name: query.rows() for name, query in queries.items()}
+            golden.hold("_people", blanks)
+        yield {name: query.rows(blanks) for name, query in queries.items()}
 
 
 def _ascending(instants: Sequence[datetime]) -> list[datetime]:
@@ -384,32 +400,52 @@ def _hold_tiles(
         facts = activity_at(tables[name], tables["identifiers"], links, instants)
         keyed.append(facts.filter(facts.customer_id.notnull()))
     orders, events = keyed
-    built = trait_tiles(orders, events, tables["products"], len(instants), traits)
-    return {n: hold(con, f"_tile_{n}", t.order_by("customer_id")) for n, t in built.items()}
+
+    def keep(name: str, table: Table) -> Table:
+        return hold(con, f"_traits_{name}", table)
+
+    return trait_tiles(orders, events, tables["products"], len(instants), traits, keep)
 
 
-def _tell_time(con: SQLBackend, number: int, instant: datetime) -> Table:
-    """Say which instant it is to the queries, which are the same for all."""
-    import pyarrow as pa
+def _blanks(number: int, instant: datetime) -> dict[str, str]:
+    """What tells the queries, which are the same for all, which instant it is."""
+    day = int(instant.timestamp() // 86400)
+    return {"number": str(number), "day": str(day), "as_of": instant.isoformat()}
+
+
+def _in_engine(con: SQLBackend, tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The tables, those in memory brought into the engine, where compiled queries find them."""
+    from ibis.expr.operations import InMemoryTable
 
     from cdp_ml.engine import hold
 
-    columns = {
-        "number": pa.array([number], pa.int16()),
-        "as_of": pa.array([instant], pa.timestamp("us", "UTC")),
-        "day": pa.array([int(instant.timestamp() // 86400)], pa.int32()),
+    return {
+        name: hold(con, f"_given_{name}", t) if isinstance(t.op(), InMemoryTable) else t
+        for name, t in tables.items()
     }
-    return hold(con, "_at", pa.table(columns))
+
+
+def _ids(
+    tables: Mapping[str, Table], profiles: Mapping[str, Survivorship], numbers: Table
+) -> Table:
+    """The customers known at the instant, where no more is asked of them."""
+    from cdp_ml.engine import blank
+    from cdp_ml.profiles import known_members
+
+    as_of = blank("as_of", "timestamp('UTC', 6)")
+    members = known_members(tables["records"], tables["crosswalk"], as_of)
+    return numbers.semi_join(members, "customer_id")
 
 
 def _people(
-    tables: Mapping[str, Table], profiles: Mapping[str, Survivorship], numbers: Table, at: Table
+    tables: Mapping[str, Table], profiles: Mapping[str, Survivorship], numbers: Table
 ) -> Table:
     """The golden records as of the instant, and what else profiles are told from."""
+    from cdp_ml.engine import blank
     from cdp_ml.profiles import build_customers, latest_word
     from cdp_ml.traits import MARKETING
 
-    as_of, crosswalk = at.as_of.as_scalar(), tables["crosswalk"]
+    as_of, crosswalk = blank("as_of", "timestamp('UTC', 6)"), tables["crosswalk"]
     golden = build_customers(tables["records"], crosswalk, profiles, as_of)
     said = latest_word(tables["consents"], crosswalk, MARKETING, as_of)
     said = said.select("customer_id", marketing_consent=said.granted.cast("int64"))
@@ -476,12 +512,42 @@ def training_frame(
     was then known to be behind it, under whatever ids the customer's records had before.
 
     Returns:
-        customer_id, event_timestamp, the features, and label (all tasks but clustering).
+        customer_id, event_timestamp, the features, and label (all tasks but clustering); for uplift
+        also `arm`, of those in the campaign. For next_category the lines of `purchase_lines`.
     """
-    features = eligible_features(settings, lake, con, spec, split.instants)
+    if spec.task == "next_category":
+        return purchase_lines(lake, con, spec, split.as_of)
+    rows = eligible_features(settings, lake, con, spec, split.instants)
     if spec.task == "clustering":
-        return features
-    return with_labels(lake, con, spec, features, split.as_of)
+        return rows
+    if spec.task == "uplift":
+        rows = _of_campaign(lake, con, spec, rows, split.as_of)
+    return with_labels(lake, con, spec, rows, split.as_of)
+
+
+def purchase_lines(lake: Lake, con: SQLBackend, spec: ModelSpec, as_of: datetime) -> pa.Table:
+    """What customers bought before an instant, as the items of a next_category model.
+
+    Returns:
+        customer_id, order_id, event_timestamp, item; in a fixed order.
+    """
+    from cdp_ml.learn.next_category import order_lines
+
+    orders = _keyed(lake, con, "transactions", as_of)
+    lines = order_lines(orders, lake.read("products", con), spec.item)
+    return con.to_pyarrow(lines.order_by(lines.columns))
+
+
+def _of_campaign(
+    lake: Lake, con: SQLBackend, spec: ModelSpec, rows: pa.Table, as_of: datetime
+) -> pa.Table:
+    """The rows of customers who were in one arm of the model's campaign, with that arm."""
+    from cdp_ml.learn.uplift import campaign_customers
+
+    held = con.create_table("_before_campaign", rows, temp=True, overwrite=True)
+    exposures = _keyed(lake, con, "exposures", as_of)
+    arms = campaign_customers(exposures, spec.campaign or "").select("customer_id", "arm")
+    return con.to_pyarrow(held.inner_join(arms, "customer_id"))
 
 
 def with_labels(

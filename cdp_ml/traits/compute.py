@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.engine import blank
 from cdp_ml.errors import ConfigError, nearest
 from cdp_ml.traits.definitions import (
     GROUPS,
@@ -19,7 +20,7 @@ from cdp_ml.traits.definitions import (
     Trait,
     days_between,
 )
-from cdp_ml.traits.relations import SPAN, grouped, relations
+from cdp_ml.traits.relations import RELATIONS, SPAN, Keep, grouped, relations
 
 if TYPE_CHECKING:
     from ibis.expr.types import Scalar, Table, Value
@@ -34,6 +35,7 @@ def trait_tiles(
     products: Table,
     instants: int,
     traits: Sequence[Trait] = TRAITS,
+    keep: Keep = lambda _, table: table,
 ) -> dict[str, Table]:
     """What the traits of all instants are summed from, computed once.
 
@@ -43,30 +45,38 @@ def trait_tiles(
         products: table `products`; gives the category of what was bought.
         instants: how many instants there are.
         traits: which.
+        keep: given a name and a table, computes the table at once and returns the result.
 
     Returns:
-        Tables by name: customer_id, since, until and what else `traits_at` needs. Sorted by
-        customer they are summed much faster.
+        Tables by name: customer_id, since, until and what else `traits_at` needs, sorted by
+        customer, as they are then summed much faster.
 
     Raises:
         ConfigError: if a trait names a relation or column that there is not.
     """
-    known = relations(orders, events, products, instants)
+    members = _tiles_of(traits)
+    used = [_aggregate_of(served[0]).relation for served in members.values()]
+    known = relations(orders, events, products, instants, used, keep)
+    _check_columns(traits, known)
     return {
-        name: _tile(known, members, instants) for name, members in _tiles_of(traits, known).items()
+        name: _tile(known[relation], served, instants, keep, f"tile_{name}")
+        for (name, served), relation in zip(members.items(), used, strict=True)
     }
 
 
 def traits_at(
-    tiles: Mapping[str, Table], customers: Table, at: Table, traits: Sequence[Trait] = TRAITS
+    tiles: Mapping[str, Table], customers: Table, traits: Sequence[Trait] = TRAITS
 ) -> dict[str, Table]:
     """The traits of all customers as of one of the instants.
+
+    Which it is stays open: the expressions have the blanks `number` (of the instant), `day` (its
+    number) and `as_of` for `cdp_ml.engine.Compiled`.
 
     Args:
         tiles: of `trait_tiles`, of these traits.
         customers: one row a customer: `number` (the customer_id of the tiles; null: is only a
-            neighbor of others), the columns of table `customers`, and marketing_consent.
-        at: one row: number (of the instant), as_of and day (its number).
+            neighbor of others), customer_id and, for traits of profiles, the other columns of table
+            `customers` and marketing_consent.
         traits: which.
 
     Returns:
@@ -74,13 +84,17 @@ def traits_at(
         traits. Counts and sums of known customers are 0 where nothing happened; rates without a
         denominator and times since what never happened are null.
     """
-    now = {c: at[c].as_scalar() for c in at.columns}
-    people = _with_neighbors(customers).filter(lambda t: t.number.notnull())
-    people = people.cross_join(at.select(event_timestamp="as_of"))
+    now = {"number": blank("number", "int32"), "day": blank("day", "int32")}
+    now["as_of"] = blank("as_of", "timestamp('UTC', 6)")
+    has_profiles = any(t.group == "profile" for t in traits)
+    people = _with_neighbors(customers) if has_profiles else customers
+    people = people.filter(people.number.notnull())
+    people = people.mutate(event_timestamp=now["as_of"])
     named = _tiles_of(traits)
     found = {}
     for group in GROUPS:
-        members = [t for t in traits if t.group == group]
+        if not (members := [t for t in traits if t.group == group]):
+            continue
         row = people if group == "profile" else people.select(*_KEY, "number")
         for name, used in named.items():
             if any(t.group == group for t in used):
@@ -124,37 +138,37 @@ def _with_neighbors(customers: Table) -> Table:
     return c.mutate(household_size=size, region_customers=region).drop("_region")
 
 
-def _tiles_of(
-    traits: Sequence[Trait], known: Mapping[str, Table] | None = None
-) -> dict[str, list[Trait]]:
+def _tiles_of(traits: Sequence[Trait]) -> dict[str, list[Trait]]:
     """The traits that each tile serves; a tile is of a relation, or of one by a column's values."""
     found: dict[str, list[Trait]] = {}
     for trait in traits:
         value = trait.value
         if isinstance(value, Aggregate):
-            if known is not None:
-                _check(trait.name, value, known)
+            if value.relation not in RELATIONS:
+                hint = nearest(value.relation, RELATIONS)
+                raise ConfigError(f"trait '{trait.name}': no relation '{value.relation}'; {hint}")
             found.setdefault(_tile_name(value), []).append(trait)
     return found
 
 
-def _check(name: str, value: Aggregate, known: Mapping[str, Table]) -> None:
-    if value.relation not in known:
-        raise ConfigError(
-            f"trait '{name}': no relation '{value.relation}'; {nearest(value.relation, known)}"
-        )
-    columns = known[value.relation].columns
-    for column in (*value.where, *value.without, value.column, value.weight):
-        if column and column not in columns:
-            raise ConfigError(f"trait '{name}': no column '{column}'; {nearest(column, columns)}")
+def _check_columns(traits: Sequence[Trait], known: Mapping[str, Table]) -> None:
+    for trait in traits:
+        value = trait.value
+        if isinstance(value, Aggregate):
+            columns = known[value.relation].columns
+            for column in (*value.where, *value.without, value.column, value.weight):
+                if column and column not in columns:
+                    hint = nearest(column, columns)
+                    raise ConfigError(f"trait '{trait.name}': no column '{column}'; {hint}")
 
 
-def _tile(known: Mapping[str, Table], traits: Sequence[Trait], instants: int) -> Table:
+def _tile(rows: Table, traits: Sequence[Trait], instants: int, keep: Keep, name: str) -> Table:
+    """What the traits of a tile are summed from, of the rows of its relation."""
     first = _aggregate_of(traits[0])
-    rows = known[first.relation]
     if first.how in _BY_ROW:
         columns = {c for t in traits for c in _columns_of(_aggregate_of(t))}
-        return rows.select("customer_id", *SPAN, "day", *sorted(columns))
+        rows = rows.select("customer_id", *SPAN, "day", *sorted(columns))
+        return keep(name, rows.order_by("customer_id"))
     by = ["customer_id", "day"]
     if first.how in _BY_VALUE:
         rows, by = rows.filter(rows[first.column].notnull()), [*by, first.column]
@@ -163,7 +177,7 @@ def _tile(known: Mapping[str, Table], traits: Sequence[Trait], instants: int) ->
     def values(table: Table) -> dict[str, Value]:
         return {name: _measured(table, measure) for name, measure in measures.items()}
 
-    return grouped(rows, by, values, instants)
+    return grouped(rows, by, values, instants, keep, name)
 
 
 def _aggregate_of(trait: Trait) -> Aggregate:
@@ -215,6 +229,8 @@ def _summed(tile: Table, traits: Sequence[Trait], now: Mapping[str, Scalar]) -> 
     """One row a customer with such rows: the traits that are summed from a tile."""
     rows = tile.filter(tile.since <= now["number"], tile.until > now["number"])
     rows = rows.mutate(age=now["day"] - rows.day)
+    if None not in (reach := [_reach(t) for t in traits]):
+        rows = rows.filter(rows.age <= max(r for r in reach if r is not None))
     first = _aggregate_of(traits[0])
     name = {f"{_tile_name(first)}_customer": rows.customer_id}
     if first.how in _BY_VALUE:
@@ -229,6 +245,11 @@ def _summed(tile: Table, traits: Sequence[Trait], now: Mapping[str, Scalar]) -> 
 def _tile_name(value: Aggregate) -> str:
     kind = f"_by_{value.column}" if value.how in _BY_VALUE else ""
     return value.relation + ("_rows" if value.how in _BY_ROW else kind)
+
+
+def _reach(trait: Trait) -> int | None:
+    """How many days back a trait looks; None for the lifetime."""
+    return None if trait.window_days is None else trait.until_days + trait.window_days
 
 
 def _window(rows: Table, trait: Trait) -> list[Value]:

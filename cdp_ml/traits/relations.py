@@ -7,7 +7,7 @@ group counts at an instant, aggregated from just those rows that count then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cdp_ml.traits.definitions import days_between
@@ -15,12 +15,18 @@ from cdp_ml.traits.definitions import days_between
 if TYPE_CHECKING:
     from ibis.expr.types import Table, Value
 
+Keep = Callable[[str, "Table"], "Table"]
+"""Computes a table at once under a name, and returns the result."""
+
+RELATIONS = ("orders", "lines", "returns", "events")
 SPAN = ("since", "until")
 EVENING = 18
 """The hour (UTC) at which the evening begins."""
 
 
-def relations(orders: Table, events: Table, products: Table, instants: int) -> dict[str, Table]:
+def relations(
+    orders: Table, events: Table, products: Table, instants: int, used: Collection[str], keep: Keep
+) -> dict[str, Table]:
     """Derive what traits aggregate.
 
     Args:
@@ -28,21 +34,27 @@ def relations(orders: Table, events: Table, products: Table, instants: int) -> d
         events: `events`, keyed likewise.
         products: gives the category of what was bought.
         instants: how many there are.
+        used: the names of the relations to derive, as often as they are read.
+        keep: as in `cdp_ml.traits.compute.trait_tiles`.
 
     Returns:
         By name: customer_id, since, until, event_timestamp, day (number of the day, UTC), and the
         columns that `cdp_ml.traits.definitions` lists.
     """
-    categories = products.select("product_id", "category")
-    lines = _lines(orders.filter(orders.quantity > 0)).left_join(categories, "product_id")
-    lines = lines.drop("product_id_right")
-    returns = _lines(orders.filter(orders.quantity < 0))
-    return {
-        "orders": _orders(lines, instants),
-        "lines": lines,
-        "returns": returns.mutate(value=-returns.spend),
-        "events": _events(events),
-    }
+    found = {}
+    if "orders" in used or "lines" in used:
+        categories = products.select("product_id", "category")
+        lines = _lines(orders.filter(orders.quantity > 0)).left_join(categories, "product_id")
+        found["lines"] = keep("lines", lines.drop("product_id_right"))
+    if "orders" in used:
+        found["orders"] = keep("orders", _orders(found["lines"], instants, keep))
+    if "returns" in used:
+        returns = _lines(orders.filter(orders.quantity < 0))
+        found["returns"] = returns.mutate(value=-returns.spend)
+    if "events" in used:
+        seen = _events(events)
+        found["events"] = keep("events", seen) if list(used).count("events") > 1 else seen
+    return found
 
 
 def grouped(
@@ -50,6 +62,8 @@ def grouped(
     by: Sequence[str],
     values: Callable[[Table], Mapping[str, Value]],
     instants: int,
+    keep: Keep,
+    name: str,
 ) -> Table:
     """Group rows so that one row a group counts at each instant at which any of its rows does.
 
@@ -61,24 +75,31 @@ def grouped(
         by: columns.
         values: the aggregates of a table of such rows.
         instants: how many there are.
+        keep: as in `cdp_ml.traits.compute.trait_tiles`.
+        name: for `keep`.
 
     Returns:
-        `by`, the values, since and until.
+        `by`, the values, since and until, for the most part sorted by the first of `by`.
     """
     import ibis
 
     if instants == 1:
         found = rows.group_by(by).aggregate(**values(rows))
-        return found.mutate(since=ibis.literal(0, "int16"), until=ibis.literal(1, "int16"))
+        spans = {c: ibis.literal(i, "int32") for i, c in enumerate(SPAN)}
+        return keep(name, found.mutate(**spans).order_by(by[0]))
     ends = {"_since": rows.since.max(), "_until": rows.until.max()}
     spans = {"since": rows.since.min(), "until": rows.until.min()}
     groups = rows.group_by(by).aggregate(**values(rows), **spans, **ends)
+    groups = keep(name, groups.order_by(by[0]))
     alike = (groups.since == groups["_since"]) & (groups.until == groups["_until"])
-    mixed = groups.filter(~alike).select(*by)
-    each = at_each_instant(rows.semi_join(mixed, by), instants)
+    mixed = keep(f"{name}_groups", groups.filter(~alike).select(*by))
+    if not mixed.count().to_pyarrow().as_py():
+        return groups.drop(*ends)
+    several = keep(f"{name}_rows", rows.semi_join(mixed, by))
+    each = at_each_instant(several, instants)
     again = each.group_by([*by, *SPAN]).aggregate(**values(each))
     once = groups.filter(alike).drop(*ends)
-    return once.union(again.select(once.columns))
+    return once.union(keep(f"{name}_mixed", again.select(once.columns)))
 
 
 def at_each_instant(rows: Table, instants: int) -> Table:
@@ -88,8 +109,8 @@ def at_each_instant(rows: Table, instants: int) -> Table:
     numbers = ibis.array(list(range(instants))).unnest().name("number").as_table()
     found = rows.cross_join(numbers)
     found = found.filter(found.since <= found.number, found.number < found.until)
-    number = found.number.cast("int16")
-    return found.mutate(since=number, until=(number + 1).cast("int16")).drop("number")
+    number = found.number.cast("int32")
+    return found.mutate(since=number, until=(number + 1).cast("int32")).drop("number")
 
 
 def day_number(when: Value) -> Value:
@@ -110,7 +131,7 @@ def _lines(lines: Table) -> Table:
     )
 
 
-def _orders(lines: Table, instants: int) -> Table:
+def _orders(lines: Table, instants: int, keep: Keep) -> Table:
     """One row an order: when its first line was; `gap_days` since the customer's order before."""
 
     def totals(rows: Table) -> dict[str, Value]:
@@ -121,7 +142,7 @@ def _orders(lines: Table, instants: int) -> Table:
             **{c: rows[c].sum().cast("decimal(18, 4)") for c in money},
         }
 
-    orders = grouped(lines, ("customer_id", "order_id"), totals, instants)
+    orders = grouped(lines, ("customer_id", "order_id"), totals, instants, keep, "ordered")
     orders = _with_gaps(orders, instants)
     return orders.mutate(day=day_number(orders.event_timestamp), **_times(orders.event_timestamp))
 
@@ -155,7 +176,9 @@ def _with_gaps(orders: Table, instants: int) -> Table:
 
 
 def _events(events: Table) -> Table:
-    return events.mutate(
+    return events.select(
+        *("customer_id", *SPAN, "event_timestamp", "event_type", "product_id", "category"),
+        *("channel", "campaign"),
         day=day_number(events.event_timestamp),
         on_site=~events.event_type.startswith("email_"),
         **_times(events.event_timestamp),

@@ -1,0 +1,95 @@
+"""What holds of traits in every world."""
+
+import datetime as dt
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trait_worlds import AS_OF, DAY, INSTANTS, everything, shifted, worlds
+
+few = settings(max_examples=2, deadline=None, derandomize=True)
+TICK = dt.timedelta(microseconds=1)
+
+
+@few
+@given(worlds())
+def test_many_instants_are_as_each_by_itself(world):
+    one_by_one = {}
+    for instant in INSTANTS:
+        one_by_one |= everything(world, [instant])
+    assert everything(world) == one_by_one
+
+
+@few
+@given(worlds(), worlds())
+def test_what_happens_or_becomes_known_at_the_instant_or_later_changes_nothing(world, other):
+    instants, first = INSTANTS[:2], INSTANTS[1]
+    before = everything(world, instants)
+    late = shifted(other, 900 * DAY)
+    told_late = [row | {"ingested_at": first} for row in other["events"]]
+    more = {n: world[n] + late[n] for n in ("transactions", "consents")}
+    more |= {"events": world["events"] + late["events"] + told_late}
+    assert everything(world | more, instants) == before
+
+
+@few
+@given(worlds(), st.randoms())
+def test_the_order_of_rows_changes_nothing(world, random):
+    mixed = {name: random.sample(table, len(table)) for name, table in world.items()}
+    assert everything(mixed) == everything(world)
+
+
+@few
+@given(worlds(), st.integers(-400, 400))
+def test_a_world_shifted_by_whole_days_has_the_same_traits(world, days):
+    """Weekends and ages stay where they are: they are of the calendar."""
+    weeks = 7 * days * DAY
+    moved = everything(shifted(world, weeks), [t + weeks for t in INSTANTS])
+    back = {(c, t - weeks): row for (c, t), row in moved.items()}
+    calendar = ("event_timestamp", "age_years")
+    assert {k: _without(row, calendar) for k, row in back.items()} == {
+        k: _without(row, calendar) for k, row in everything(world).items()
+    }
+
+
+@few
+@given(worlds())
+def test_given_customers_have_the_traits_that_they_have_among_all(world):
+    chosen = {k: row for k, row in everything(world).items() if k[0] in ("x", "z")}
+    assert everything(world, customers=["z", "x", "nobody"]) == chosen
+
+
+@few
+@given(worlds())
+def test_between_facts_a_window_changes_at_midnight_only(world):
+    """No fact of these worlds is at another time than a quarter of a day."""
+    noon = AS_OF - 3.5 * DAY
+    early, later = noon + TICK, noon + 0.25 * DAY
+    found = everything(world, [early, later])
+    for (customer, instant), row in found.items():
+        if instant == early:
+            same = found[customer, later]
+            assert _windowed(row) == _windowed(same)
+
+
+def _windowed(row):
+    return {k: v for k, v in row.items() if k.endswith("d") and k != "customer_id"}
+
+
+def _without(row, names):
+    return {k: v for k, v in row.items() if k not in names}
+
+
+def test_a_customer_without_history_has_zeros_and_nulls_at_every_instant():
+    record = {"source": "shop", "source_record_id": "1", "event_timestamp": AS_OF - 900 * DAY}
+    link = {"source": "shop", "source_record_id": "1", "customer_id": "x", "confidence": 1.0}
+    world = {
+        "records": [record | {"ingested_at": AS_OF - 900 * DAY}],
+        "crosswalk": [link | {"valid_from": AS_OF - 900 * DAY}],
+    }
+    nothing = ("identifiers", "transactions", "events", "products", "consents")
+    found = everything(world | {name: [] for name in nothing})
+    assert [t for _, t in sorted(found)] == sorted(INSTANTS)
+    for row in found.values():
+        assert (row["orders_lifetime"], row["spend_365d"], row["visits_30d"]) == (0, 0.0, 0)
+        unknown = ("days_since_last_order", "email_open_rate_90d", "household_size")
+        assert [row[name] for name in unknown] == [None] * 3
