@@ -15,7 +15,7 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -223,6 +223,25 @@ def training_identity(
         ContractError: if the spine lacks a column, or its instants have no time zone.
     """
     return _identity(store, _service(store, service), _sorted_spine(spine))
+
+
+def drop_online_stores(settings: Settings, chosen: Callable[[int], bool]) -> None:
+    """Remove the online stores of some runs: their files and, where it is named, what Redis holds.
+
+    Args:
+        settings: of the workspace.
+        chosen: whether a run's number is one of them.
+    """
+    files = settings.online_store(0).parent.glob("*.db*")
+    numbered = [(path.name.partition(".")[0], path) for path in files]
+    gone = [(n, path) for n, path in numbered if n.isdigit() and chosen(int(n))]
+    content = load_mapping(settings.share("features") / "feature_store.yaml")
+    if url := content["online_store"].get("url"):
+        from cdp_ml.feast_stores.online import drop_from_redis
+
+        drop_from_redis(url, [f"{content['project']}:{n}:" for n in {n for n, _ in gone}])
+    for _, path in gone:
+        path.unlink(missing_ok=True)
 
 
 def materialize(store: FeatureStore, as_of: datetime) -> int:

@@ -317,7 +317,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
 
     def count(self, config: RepoConfig, view: str) -> int:
         """How many entities a view has."""
-        return sum(len(some) for some in self._scanned(config, _prefix(config, view)))
+        return sum(map(len, _scanned(self.client(config), _prefix(config, view))))
 
     def update(
         self,
@@ -337,13 +337,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
     ) -> None:
         """Remove the run's values of views."""
-        for view in tables:
-            self.drop(config, _prefix(config, view.name))
-
-    def drop(self, config: RepoConfig, prefix: str) -> None:
-        """Remove all keys that begin so."""
-        for some in self._scanned(config, prefix):
-            self.client(config).unlink(*some)
+        _drop(self.client(config), [_prefix(config, view.name) for view in tables])
 
     def client(self, config: RepoConfig) -> Redis:
         """The connections to Redis, safe among threads.
@@ -352,19 +346,42 @@ class PackedRedisOnlineStore(PackedOnlineStore):
             ConfigError: if the extra 'redis' is not installed.
         """
         if self._client is None:
-            try:
-                import redis
-            except ImportError:
-                raise ConfigError(
-                    "the Redis online store needs the extra: pip install 'cdp-ml[redis]'"
-                ) from None
-            self._client = redis.Redis.from_url(config.online_store.url)
+            self._client = _redis(config.online_store.url)
         return self._client
 
-    def _scanned(self, config: RepoConfig, prefix: str) -> Iterable[list[bytes]]:
-        literal = "".join(f"[{c}]" if c in "*?[" else c for c in prefix)
-        found = self.client(config).scan_iter(match=f"{literal}*", count=10_000)
-        return _batches(found)
+
+def drop_from_redis(url: str, prefixes: Iterable[str]) -> None:
+    """Remove all keys that begin with one of some texts.
+
+    Args:
+        url: of Redis.
+        prefixes: such as `project:run:`.
+
+    Raises:
+        ConfigError: if the extra 'redis' is not installed.
+    """
+    _drop(_redis(url), prefixes)
+
+
+def _redis(url: str) -> Redis:
+    try:
+        import redis
+    except ImportError:
+        raise ConfigError(
+            "the Redis online store needs the extra: pip install 'cdp-ml[redis]'"
+        ) from None
+    return redis.Redis.from_url(url)
+
+
+def _drop(client: Redis, prefixes: Iterable[str]) -> None:
+    for prefix in prefixes:
+        for some in _scanned(client, prefix):
+            client.unlink(*some)
+
+
+def _scanned(client: Redis, prefix: str) -> Iterable[list[bytes]]:
+    literal = "".join(f"[{c}]" if c in "*?[" else c for c in prefix)
+    return _batches(client.scan_iter(match=f"{literal}*", count=10_000))
 
 
 def now_of(config: RepoConfig) -> datetime:

@@ -29,6 +29,7 @@ from cdp_ml.config import shipped
 from cdp_ml.errors import ConfigError, ContractError
 from cdp_ml.feast_stores import (
     apply,
+    drop_online_stores,
     erase_online,
     materialize,
     online_features,
@@ -289,6 +290,10 @@ def test_a_run_in_redis_is_published_whole(redis_url, tmp_path):
         assert materialize(runs[-1], MAR) == 4
     served = [online_features(run, "clusters", ["c1"])[0]["orders_30d"] for run in runs]
     assert served == [1, 2]
+    drop_online_stores(made, lambda number: number < 2)
+    served = [online_features(run, "clusters", ["c1"])[0]["orders_30d"] for run in runs]
+    assert served == [None, 2]
+    assert [path.name for path in (made.data / "online").glob("*.db")] == ["2.db"]
 
 
 def test_a_file_that_this_store_did_not_write_is_refused(tmp_path):
