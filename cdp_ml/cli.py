@@ -32,6 +32,8 @@ identity = typer.Typer(
     help="See and decide who is whom: review, merge, split, undo, explain.", no_args_is_help=True
 )
 app.add_typer(identity, name="identity")
+features = typer.Typer(help="Check the features that are served.", no_args_is_help=True)
+app.add_typer(features, name="features")
 
 Home = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="CDP_WORKSPACE", help="Folder with cdp.yaml.")
@@ -375,6 +377,25 @@ def history(
     instant = as_of.replace(tzinfo=UTC) if as_of else None
     found = explain.history(open_workspace(home).identity, name, instant)
     _print(found, summary.render_history(found), as_json)
+
+
+@features.command()
+def check(
+    customers: Annotated[int, typer.Option(min=1, help="How many are sampled.")] = 20,
+    instants: Annotated[int, typer.Option(min=2, help="At how many past instants.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    home: Home = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the features that are served with those computed offline for the same instants."""
+    from cdp_ml import summary
+    from cdp_ml.live import check_features
+    from cdp_ml.workspace import open_workspace
+
+    found = check_features(open_workspace(home), customers, instants, seed)
+    _print(found, summary.render_check(found), as_json)
+    if found["different"]:
+        raise typer.Exit(1)
 
 
 def _print(content: Any, readable: Any, as_json: bool) -> None:

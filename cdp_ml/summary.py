@@ -271,6 +271,21 @@ def _move(move: dict[str, Any]) -> str:
     )
 
 
+def render_check(found: dict[str, Any]) -> RenderableType:
+    """Whether features served equal features computed."""
+    said = (
+        f"{found['compared']:,} values of {found['customers']} customers compared, "
+        f"{found['pushed']:,} facts pushed in between"
+    )
+    if not found["different"]:
+        return f"{said}: online equals offline."
+    table = _table(f"{said}: these differ", "customer", "feature", "as of", "online", "offline")
+    for r in found["different"]:
+        values = (str(r["online"]), str(r["offline"]))
+        table.add_row(r["customer_id"], r["feature"], _minute(r["event_timestamp"]), *values)
+    return table
+
+
 def render_decisions(rows: list[dict[str, Any]]) -> RenderableType:
     """What people decided."""
     if not rows:
