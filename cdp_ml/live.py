@@ -40,15 +40,15 @@ FROM crosswalk JOIN identifiers USING (source, source_record_id)
 SEMI JOIN pushed USING (identifier_type, identifier)
 """
 _THEIRS = """
-CREATE OR REPLACE TEMP TABLE live_{0} AS
+CREATE OR REPLACE TEMP TABLE live_{name} AS
 WITH theirs AS (
     SELECT DISTINCT identifier_type, identifier
     FROM crosswalk JOIN identifiers USING (source, source_record_id)
-    WHERE customer_id IN (SELECT customer_id FROM _asked)
+    WHERE customer_id IN (SELECT customer_id FROM {asked})
 )
-SELECT * FROM (FROM base_{0} UNION ALL BY NAME FROM pending_{0})
+SELECT * FROM (FROM base_{name} UNION ALL BY NAME FROM pending_{name})
 SEMI JOIN theirs USING (identifier_type, identifier)
-QUALIFY row_number() OVER (PARTITION BY {1} ORDER BY ingested_at) = 1
+QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY ingested_at) = 1
 """
 
 
@@ -311,6 +311,8 @@ def _same(one: float | None, other: float | None) -> bool:
 class _Plan:
     """The SQL of `traits_as_of`, compiled once, for an instant that others are put in place of."""
 
+    asked: str
+    """The table of the customers that are asked for."""
     statements: tuple[str, ...]
     queries: Mapping[str, str]
 
@@ -323,7 +325,9 @@ class _Plan:
         wanted = [t for t in TRAITS if t.group != "profile"]
         nobody: list[str] = []
         (found,) = traits_as_of(recorder, tables, settings.profiles, [_THEN], nobody, wanted)
-        return cls(tuple(recorder.statements), dict(zip(found, recorder.queries, strict=True)))
+        (asked,) = recorder.given
+        queries = dict(zip(found, recorder.queries, strict=True))
+        return cls(asked, tuple(recorder.statements), queries)
 
     def run(
         self, con: SQLBackend, customers: Sequence[str], as_of: datetime
@@ -332,9 +336,10 @@ class _Plan:
         import pyarrow as pa
 
         asked = pa.table({"customer_id": pa.array(customers, pa.string())})
-        con.create_table("_asked", asked, temp=True, overwrite=True)
+        con.create_table(self.asked, asked, temp=True, overwrite=True)
         for name in FACTS:
-            con.raw_sql(_THEIRS.format(name, ", ".join(contract(name).key)))
+            key = ", ".join(contract(name).key)
+            con.raw_sql(_THEIRS.format(name=name, key=key, asked=self.asked))
         now = dict(zip(_spellings(con, _THEN), _spellings(con, as_of), strict=True))
         for statement in self.statements:
             con.raw_sql(_replaced(statement, now))
@@ -350,6 +355,7 @@ class _Recorder:
     def __init__(self, con: SQLBackend) -> None:
         self._con = con
         self.con = self
+        self.given: list[str] = []
         self.statements: list[str] = []
         self.queries: list[str] = []
 
@@ -357,7 +363,8 @@ class _Recorder:
         return getattr(self._con, name)
 
     def raw_sql(self, sql: str) -> Any:
-        self.statements.append(sql)
+        if sql.startswith("CREATE") and sql not in self.statements:
+            self.statements.append(sql)
         return self._con.raw_sql(sql)
 
     def sql(self, sql: str) -> Any:
@@ -368,6 +375,7 @@ class _Recorder:
         import ibis
 
         if not isinstance(table, ibis.Table):
+            self.given.append(name)
             return self._con.create_table(name, table, **options)
         self.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self._con.compile(table)}")
         return self._con.table(name)
