@@ -319,12 +319,20 @@ class Cut(Spec):
 
 
 class ModelSpec(Spec):
-    """A model: what it predicts, for whom, from which features, how it is judged and how often."""
+    """A model: what it predicts, for whom, from which features, how it is judged and how often.
+
+    An uplift model learns from the `treatment` arm of a `campaign`. A next_category model offers
+    the `top` items that a customer buys next; it learns from orders alone, without features.
+    """
 
     name: str
-    task: Literal["propensity", "value", "clustering"]
+    task: Literal["propensity", "value", "clustering", "uplift", "next_category"]
     description: str
-    features: str
+    features: str = ""
+    campaign: str | None = None
+    treatment: str = "treatment"
+    item: Literal["category", "product"] = "category"
+    top: PositiveInt = 3
     label: Label = Label()
     population: str = "orders_lifetime >= 1"
     snapshots: Snapshots = Snapshots()
@@ -339,6 +347,19 @@ class ModelSpec(Spec):
     def _value_is_of_orders(self) -> ModelSpec:
         if self.task == "value" and (self.label.event != "order" or not self.label.happens):
             raise ValueError("label: a value model predicts spend: leave out 'event' and 'happens'")
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_what_it_needs(self) -> ModelSpec:
+        if self.task == "next_category":
+            others = {"features", "label", "population", "segments"} & self.model_fields_set
+            if others:
+                key = min(others)
+                raise ValueError(f"{key}: a next_category model learns from orders; leave it out")
+        elif not self.features:
+            raise ValueError("features: is missing: name the feature service to learn from")
+        if (self.task == "uplift") != (self.campaign is not None):
+            raise ValueError("campaign: an uplift model, and no other, names the campaign")
         return self
 
 

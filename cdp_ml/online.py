@@ -313,7 +313,7 @@ def _readers(
     now = None if settings.as_of == "now" else run["as_of"]
     store = open_store(settings, versions, settings.online_store(versions["online_store"]), now)
     services = {spec.features for name, spec in specs.items() if model_key(name) in versions}
-    return {service: open_reader(store, service) for service in services}
+    return {service: open_reader(store, service) for service in services if service}
 
 
 def _champions(
@@ -324,8 +324,8 @@ def _champions(
 
     return {
         name: load_model(settings, name, versions[model_key(name)])
-        for name in specs
-        if model_key(name) in versions
+        for name, spec in specs.items()
+        if model_key(name) in versions and spec.features
     }
 
 
@@ -409,6 +409,8 @@ def _warm(online: Online) -> None:
 def _champion(online: Online, model: str) -> Predictor:
     if model not in online.specs:
         raise ConfigError(f"no model '{model}'; {nearest(model, online.specs)}")
+    if not online.specs[model].features:
+        raise ConfigError(f"model '{model}' gives no scores: read the table 'recommendations'")
     if model not in online.champions:
         raise NotPromotedError(
             f"model '{model}' has no champion yet; 'cdp-ml refresh' says what its training lacks"

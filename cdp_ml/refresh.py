@@ -33,7 +33,6 @@ from cdp_ml.errors import CdpError, ConfigError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, model_key, publish
 from cdp_ml.steps import Report, Run
-from cdp_ml.workspace import instants_of
 
 
 @dataclass(frozen=True)
@@ -204,10 +203,10 @@ def _metrics(run: Run) -> Iterator[dict[str, Any]]:
 
 def _drop_old_online_stores(run: Run) -> None:
     """Keep the published store and the one before, which a service may still be reading."""
+    from cdp_ml.feast_stores import drop_online_stores
+
     newest = run.lake.versions.get("online_store", 0)
-    for path in (run.settings.data / "online").glob("*.db"):
-        if path.stem.isdigit() and int(path.stem) < newest - 1:
-            path.unlink()
+    drop_online_stores(run.settings, lambda number: number < newest - 1)
 
 
 def _fingerprints(specs: Mapping[str, Spec]) -> dict[str, str]:
@@ -237,7 +236,7 @@ STEPS: tuple[Step, ...] = (
         (*steps.IDENTITY, "events", "transactions", "products"),
         TRAIT_TABLES,
         lambda run: [
-            instants_of(run.models, run.as_of, run.first_fact),
+            run.instants,
             _fingerprints(run.settings.profiles),
         ],
     ),
@@ -252,8 +251,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "score",
         steps.score,
-        TRAIT_TABLES,
-        ("scores",),
+        (*TRAIT_TABLES, "transactions", "identifiers", "crosswalk", "products"),
+        ("scores", "recommendations"),
         lambda run: [
             run.as_of,
             steps.model_versions(run),

@@ -20,9 +20,11 @@ from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, model_key
 from cdp_ml.workspace import (
     build_traits_at,
+    campaigns_of,
     eligible_features,
     instants_of,
     people_at,
+    purchase_lines,
     training_frame,
     with_labels,
 )
@@ -92,6 +94,16 @@ class Run:
         """When the history begins."""
         return _instant(self.report("ingest").get("first_fact")) or self.as_of
 
+    @property
+    def campaigns(self) -> dict[str, datetime]:
+        """When each campaign began."""
+        return campaigns_of(self.report("ingest"))
+
+    @property
+    def instants(self) -> tuple[datetime, ...]:
+        """The instants at which traits are needed."""
+        return instants_of(self.models, self.as_of, self.first_fact, self.campaigns)
+
     def report(self, step: str) -> Report:
         """What a step reported when it last ran; empty if it never did."""
         return dict(self.journal.steps.get(step, {}).get("report", {}))
@@ -153,21 +165,34 @@ def people_schema() -> pa.Schema:
 def _check_models(run: Run) -> None:
     from cdp_ml.feast_stores import feature_schemas
     from cdp_ml.learn.clusters import clustering_parameters
-    from cdp_ml.learn.datasets import eligible, feature_names
     from cdp_ml.learn.estimators import parameters
+    from cdp_ml.learn.next_category import next_parameters
+    from cdp_ml.learn.uplift import uplift_parameters
 
+    own = {
+        "clustering": clustering_parameters,
+        "uplift": uplift_parameters,
+        "next_category": next_parameters,
+    }
     services = feature_schemas(run.settings) if run.models else {}
     for name, spec in run.models.items():
-        if spec.features not in services:
-            hint = nearest(spec.features, services)
-            raise ConfigError(f"models/{name}.yaml: features: no '{spec.features}'; {hint}")
-        nobody = services[spec.features].empty_table()
-        eligible(run.con, run.con.create_table(f"_nobody_{name}", nobody, temp=True), spec)
-        feature_names(spec, nobody)
-        if spec.task == "clustering":
-            clustering_parameters(spec.estimator, name)
+        if spec.features:
+            _check_features(run, spec, services)
+        if spec.task in own:
+            own[spec.task](spec.estimator, name)
         else:
             parameters(spec.estimator, 0, f"models/{name}.yaml: estimator")
+
+
+def _check_features(run: Run, spec: ModelSpec, services: dict[str, pa.Schema]) -> None:
+    from cdp_ml.learn.datasets import eligible, feature_names
+
+    if spec.features not in services:
+        hint = nearest(spec.features, services)
+        raise ConfigError(f"models/{spec.name}.yaml: features: no '{spec.features}'; {hint}")
+    nobody = services[spec.features].empty_table()
+    eligible(run.con, run.con.create_table(f"_nobody_{spec.name}", nobody, temp=True), spec)
+    feature_names(spec, nobody)
 
 
 def ingest(run: Run) -> Report:
@@ -192,7 +217,12 @@ def ingest(run: Run) -> Report:
     }
     _store_rejects(run, {name: batch.rejects for name, batch in batches.items()})
     counted = {n: {k: v for k, v in s.items() if isinstance(v, int)} for n, s in sources.items()}
-    return {"sources": sources, "metrics": counted, **_span_of_facts(run)}
+    return {
+        "sources": sources,
+        "metrics": counted,
+        **_span_of_facts(run),
+        "campaigns": _campaign_starts(run),
+    }
 
 
 def _store_source(run: Run, name: str, batch: Any, signature: list[Any]) -> dict[str, Any]:
@@ -269,6 +299,14 @@ def _span_of_facts(run: Run) -> dict[str, str | None]:
     )
     (row,) = run.con.to_pyarrow(span).to_pylist()
     return {k: v.isoformat() if v else None for k, v in row.items()}
+
+
+def _campaign_starts(run: Run) -> dict[str, str]:
+    """The time of each campaign's first exposure."""
+    exposures = run.read("exposures")
+    starts = exposures.group_by("campaign_id").aggregate(start=exposures.event_timestamp.min())
+    rows = run.con.to_pyarrow(starts.order_by("campaign_id")).to_pylist()
+    return {r["campaign_id"]: r["start"].isoformat() for r in rows}
 
 
 def identity(run: Run) -> Report:
@@ -405,7 +443,7 @@ def profiles(run: Run) -> Report:
 
 def traits(run: Run) -> Report:
     """Compute the traits as of now and as of the snapshots of the models."""
-    instants = instants_of(run.models, run.as_of, run.first_fact)
+    instants = run.instants
     built = build_traits_at(run.lake, run.con, run.settings, instants)
     for table, rows in built.items():
         run.lake.write(table, rows)
@@ -431,13 +469,12 @@ def _attributed(run: Run, facts: str) -> dict[str, int]:
 
 def features(run: Run) -> Report:
     """Fill a new online store; readers go on with the former one until publication."""
-    from cdp_ml.feast_stores import apply, materialize, open_store
+    from cdp_ml.feast_stores import apply, drop_online_stores, materialize, open_store
 
     number = _published_number(run) + 1
     path = run.settings.online_store(number)
     path.parent.mkdir(exist_ok=True)
-    for leftover in path.parent.glob(f"{path.name}*"):
-        leftover.unlink()
+    drop_online_stores(run.settings, lambda leftover: leftover == number)
     store = open_store(run.settings, run.lake.versions, path)
     apply(store)
     rows = materialize(store, run.as_of)
@@ -496,7 +533,8 @@ def training_inputs(run: Run) -> object:
 
     And a champion that was promoted by hand, which is to serve from now on.
     """
-    data = [run.as_of, {t: run.lake.versions.get(t) for t in TRAIT_TABLES}]
+    # Whatever changes orders, events or whose they are changes the traits' tables too.
+    data = [run.as_of, {t: run.lake.versions.get(t) for t in (*TRAIT_TABLES, "exposures")}]
     return {
         name: [
             _specification(run, name),
@@ -520,9 +558,9 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
         "version": served,
     }
     try:
-        split = time_split(spec, run.as_of, run.first_fact)
+        split = time_split(spec, run.as_of, run.first_fact, run.campaigns)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
-        champion = _champion(run, spec.name, served, frame.column_names)
+        champion = _champion(run, spec, served, frame.column_names)
         base["version"] = champion.version if champion else None
         if "label" in frame.column_names:
             labels = frame.select(["customer_id", "event_timestamp", "label"])
@@ -540,18 +578,20 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _champion(run: Run, name: str, version: int | None, features: list[str]) -> Predictor | None:
+def _champion(
+    run: Run, spec: ModelSpec, version: int | None, features: list[str]
+) -> Predictor | None:
     """The model that is served, unless its files or its features are gone."""
     from cdp_ml.learn.registry import load_model
 
     if version is None:
         return None
     try:
-        champion = load_model(run.settings, name, version)
+        champion = load_model(run.settings, spec.name, version)
     except NotPromotedError as error:
         log.warning("%s", error)
         return None
-    return champion if set(champion.features) <= set(features) else None
+    return None if spec.features and set(champion.features) - set(features) else champion
 
 
 def _specification(run: Run, model: str) -> list[str]:
@@ -571,26 +611,51 @@ def score(run: Run) -> Report:
     And watch the models: how far customers and scores have drifted from those of the training, and
     what earlier scores turned out to be worth once their label windows had closed.
     """
+    from cdp_ml.learn.registry import load_model
+    from cdp_ml.learn.score import recommend_items
+
+    found: dict[str, list[pa.Table]] = {"scores": [], "recommendations": []}
+    metrics: dict[str, dict[str, float]] = {}
+    for name, version in model_versions(run).items():
+        spec, predictor = run.models[name], load_model(run.settings, name, version)
+        if spec.task == "next_category":
+            lines = purchase_lines(run.lake, run.con, spec, run.as_of)
+            rows = recommend_items(predictor, lines, run.as_of, spec.top)
+            found["recommendations"].append(rows)
+            metrics[name] = {"rows": rows.num_rows}
+        else:
+            rows, metrics[name] = _score_model(run, spec, predictor)
+            found["scores"].append(rows)
+    for table, parts in found.items():
+        _write_of_instant(run, table, parts)
+    return {"metrics": {name: measured for name, measured in metrics.items() if measured}}
+
+
+def _score_model(
+    run: Run, spec: ModelSpec, predictor: Predictor
+) -> tuple[pa.Table, dict[str, float]]:
+    """A model's rows of `scores`, and how they drift and what earlier ones were worth."""
+    from cdp_ml.learn.drift import drift_metrics
+    from cdp_ml.learn.score import score_customers
+
+    frame = eligible_features(run.settings, run.lake, run.con, spec, [run.as_of])
+    scores = score_customers(predictor, frame, run.as_of)
+    if not frame.num_rows:
+        return scores, {}
+    drift = drift_metrics(predictor.profile, frame, scores["score"].to_numpy())
+    return scores, {"rows": frame.num_rows, **drift, **_realized(run, spec)}
+
+
+def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
+    """Replace a table's rows of this instant; those of others stay."""
     import pyarrow as pa
 
     from cdp_ml.contracts import arrow_schema
-    from cdp_ml.learn.drift import drift_metrics
-    from cdp_ml.learn.registry import load_model
-    from cdp_ml.learn.score import score_customers
 
-    scored, metrics = [], {}
-    for name, version in model_versions(run).items():
-        predictor = load_model(run.settings, name, version)
-        frame = eligible_features(run.settings, run.lake, run.con, run.models[name], [run.as_of])
-        scored.append(score_customers(predictor, frame, run.as_of))
-        if rows := frame.num_rows:
-            drift = drift_metrics(predictor.profile, frame, scored[-1]["score"].to_numpy())
-            metrics[name] = {"rows": rows, **drift, **_realized(run, run.models[name])}
-    former = run.read("scores")
+    former = run.read(table)
     kept = run.con.to_pyarrow(former.filter(former.as_of != run.as_of))
-    rows = pa.concat_tables([arrow_schema("scores").empty_table(), *scored])
-    run.lake.write("scores", pa.concat_tables([kept.cast(rows.schema), rows]))
-    return {"metrics": metrics}
+    rows = pa.concat_tables([arrow_schema(table).empty_table(), *parts])
+    run.lake.write(table, pa.concat_tables([kept.cast(rows.schema), rows]))
 
 
 def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
@@ -598,7 +663,7 @@ def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
     from cdp_ml.learn.evaluate import realized_metrics
     from cdp_ml.learn.registry import log_realized
 
-    if spec.task == "clustering":
+    if spec.task not in ("propensity", "value"):
         return {}
     s = run.read("scores")
     closed = run.as_of - timedelta(days=spec.label.within_days)

@@ -26,7 +26,9 @@ class TimeSplit:
     """The instants of a training set, and of the test that comes after it.
 
     The label windows of `train` have closed by `test`, and that of `test` by `as_of`. A clustering
-    model has no labels: its one instant is `as_of`.
+    model has no labels: its one instant is `as_of`. That of an uplift model is its campaign's
+    start: it is tested by cross-fitting. The instants of a next_category model are the starts of
+    windows of orders; it has no features.
     """
 
     train: tuple[datetime, ...]
@@ -40,7 +42,12 @@ class TimeSplit:
         return tuple(sorted({*self.train, self.test}))
 
 
-def time_split(spec: ModelSpec, as_of: datetime, first_fact: datetime) -> TimeSplit:
+def time_split(
+    spec: ModelSpec,
+    as_of: datetime,
+    first_fact: datetime,
+    campaigns: Mapping[str, datetime] | None = None,
+) -> TimeSplit:
     """Choose the instants of a model's training set.
 
     The test instant lies one horizon before `as_of`, so that its label window has just closed. The
@@ -52,12 +59,18 @@ def time_split(spec: ModelSpec, as_of: datetime, first_fact: datetime) -> TimeSp
         spec: gives horizon, number and distance of the snapshots.
         as_of: the instant of the refresh, UTC.
         first_fact: time of the earliest order or event.
+        campaigns: when each campaign began, for uplift models.
 
     Raises:
-        NotPromotedError: if the history is too short for one training instant.
+        NotPromotedError: if the history is too short for one training instant, or there is no such
+            campaign, or its label window has not closed.
     """
     if spec.task == "clustering":
         return TimeSplit((as_of,), as_of, as_of, timedelta(0))
+    if spec.task == "uplift":
+        return _campaign_split(spec, as_of, campaigns or {})
+    if spec.task == "next_category":
+        return _window_split(spec, as_of)
     horizon, every = (timedelta(d) for d in (spec.label.within_days, spec.snapshots.every_days))
     test = as_of - horizon
     candidates = (test - horizon - k * every for k in range(spec.snapshots.count))
@@ -68,6 +81,33 @@ def time_split(spec: ModelSpec, as_of: datetime, first_fact: datetime) -> TimeSp
             f"{3 * horizon.days} (three times its horizon); shorten 'label.within_days' or wait"
         )
     return TimeSplit(train, test, as_of, horizon)
+
+
+def _campaign_split(
+    spec: ModelSpec, as_of: datetime, campaigns: Mapping[str, datetime]
+) -> TimeSplit:
+    """One instant, the midnight before the campaign's first exposure: traits are of whole days."""
+    campaign, began = spec.campaign or "", {n: t for n, t in campaigns.items() if t < as_of}
+    if campaign not in began:
+        known = nearest(campaign, began) if began else "no exposures are known"
+        raise NotPromotedError(f"model '{spec.name}': no such campaign: '{campaign}'; {known}")
+    start = began[campaign].replace(hour=0, minute=0, second=0, microsecond=0)
+    horizon = timedelta(days=spec.label.within_days)
+    if start + horizon > as_of:
+        raise NotPromotedError(
+            f"model '{spec.name}': the outcomes of campaign '{campaign}' are known from "
+            f"{start + horizon:%Y-%m-%d} on, {horizon.days} days after its start; wait until then"
+        )
+    return TimeSplit((start,), start, as_of, horizon)
+
+
+def _window_split(spec: ModelSpec, as_of: datetime) -> TimeSplit:
+    from cdp_ml.learn.next_category import next_parameters
+
+    params = next_parameters(spec.estimator, spec.name)
+    window = timedelta(days=float(params["within_days"]))
+    earlier = (as_of - back * window for back in range(2, int(params["windows"]) + 2))
+    return TimeSplit(tuple(sorted(earlier)), as_of - window, as_of, window)
 
 
 def eligible(con: SQLBackend, features: Table, spec: ModelSpec) -> Table:

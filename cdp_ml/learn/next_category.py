@@ -82,6 +82,7 @@ CELLS = 20_000_000
 POOL = 20_000
 """More customers than this are compared with a sample of so many of them."""
 SHRINK = 10
+SAMPLE = 500
 DRAWS = 300
 FEWEST = 50
 """With fewer customers who bought something in the window, nothing can be learned or judged."""
@@ -130,11 +131,15 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trained model of the next items, judged on a later window than it was trained on."""
+    """A trained model of the next items, judged on a later window than it was trained on.
+
+    `sample` holds the `FEATURES` of some candidates of that window.
+    """
 
     ranker: Ranker
     evaluation: Evaluation
     rows: Mapping[str, int]
+    sample: np.ndarray
 
 
 def train_next(
@@ -173,7 +178,18 @@ def train_next(
         "train_windows": len(known),
         "items": len(names),
     }
-    return Trial(ranker, judge_next(now, wanted, ranker, name, _list_length(names)), rows)
+    evaluation = judge_next(now, wanted, ranker, name, _list_length(names))
+    return Trial(ranker, evaluation, rows, _sample(now, wanted, params))
+
+
+def _sample(p: Purchases, future: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    """Some candidates of some of the customers who bought something."""
+    import numpy as np
+
+    random = np.random.default_rng(int(params["seed"]))
+    buyers = np.sort(random.permutation(np.unique(future[:, 0]))[:SAMPLE])
+    x = candidates(p, params, buyers)[1]
+    return np.asarray(x[random.permutation(len(x))[:SAMPLE]])
 
 
 def _window(

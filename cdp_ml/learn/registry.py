@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn.next_category import Ranker
 from cdp_ml.learn.report import description, parameters, write_report
 from cdp_ml.learn.score import Predictor
+from cdp_ml.learn.uplift import UpliftModel, load_uplift, save_uplift
 from cdp_ml.learn.value import ValueModel, expectation_of
 
 if TYPE_CHECKING:
@@ -287,13 +289,18 @@ def _load_estimator(folder: Path, described: Mapping[str, Any]) -> Any:
         import skops.io
 
         return skops.io.load(folder / "model.skops", trusted=_SKOPS_TYPES)
+    if described["task"] == "uplift":
+        return load_uplift(folder / "artifacts" / "uplift")
     import lightgbm
 
     if described["task"] == "value":
         booster = lightgbm.Booster(model_file=str(folder / "artifacts" / "model.lgb"))
         expectation = expectation_of(described["expectation"])
         return ValueModel(booster, tuple(described["features"]), expectation)
-    return lightgbm.Booster(model_file=str(folder / "model.lgb"))
+    booster = lightgbm.Booster(model_file=str(folder / "model.lgb"))
+    if described["task"] == "next_category":
+        return Ranker(booster, described["parameters"])
+    return booster
 
 
 def _model_folder(settings: Settings, name: str, version: int) -> Path:
@@ -424,7 +431,7 @@ def _log_model(trained: Trained) -> str:
     import pandas as pd
 
     predictor = trained.predictor
-    given = {
+    given: dict[str, Any] = {
         "name": "model",
         "signature": _signature(trained),
         "input_example": pd.DataFrame([trained.typical]),
@@ -449,11 +456,15 @@ def _log_model(trained: Trained) -> str:
         )
     if predictor.task == "value":
         return _log_value_model(predictor.model, given)
+    if predictor.task == "uplift":
+        return _log_uplift_model(predictor.model, given)
+    if predictor.task == "next_category":
+        given["metadata"] |= {"parameters": dict(predictor.model.parameters)}
     import mlflow.lightgbm
 
     required = _requirements("lightgbm", "pandas")
     return str(
-        mlflow.lightgbm.log_model(predictor.model, pip_requirements=required, **given).model_uri
+        mlflow.lightgbm.log_model(predictor.booster, pip_requirements=required, **given).model_uri
     )
 
 
@@ -472,6 +483,25 @@ def _log_value_model(model: ValueModel, given: dict[str, Any]) -> str:
                 python_model=str(Path(__file__).with_name("served_value.py")),
                 artifacts={"trees": str(trees), "expectation": str(expectation)},
                 pip_requirements=_requirements("cdp-ml", "lightgbm", "pandas", "scipy"),
+                **given,
+            ).model_uri
+        )
+
+
+def _log_uplift_model(model: UpliftModel, given: dict[str, Any]) -> str:
+    """Store the folder of `save_uplift`, and the code with which MLflow reads it."""
+    import mlflow.pyfunc
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "uplift"
+        save_uplift(model, folder)
+        return str(
+            mlflow.pyfunc.log_model(
+                python_model=str(Path(__file__).with_name("served_uplift.py")),
+                artifacts={"uplift": str(folder)},
+                pip_requirements=_requirements(
+                    "cdp-ml", "lightgbm", "pandas", "scikit-learn", "skops"
+                ),
                 **given,
             ).model_uri
         )

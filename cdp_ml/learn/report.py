@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cdp_ml.config import ModelSpec
+    from cdp_ml.learn.datasets import TimeSplit
 
 MOST_LINES = 15
 """A table in the card shows so many lines; its CSV all."""
@@ -37,8 +38,18 @@ _LABELS = {
     "brier": "Brier score",
     "ece": "expected calibration error",
     "log_loss": "log-loss",
+    "qini": "Qini",
+    "auuc": "AUUC",
+    "balance_auc": "AUC of telling the arms apart",
 }
-_BASELINE_STYLE = {"logistic": "--", "recency": ":", "frequency": "-.", "bgnbd": (0, (5, 1))}
+_BASELINE_STYLE = {
+    "logistic": "--",
+    "recency": ":",
+    "frequency": "-.",
+    "bgnbd": (0, (5, 1)),
+    "propensity": "--",
+    "rule": ":",
+}
 
 
 def write_report(trained: Trained, folder: Path) -> None:
@@ -121,21 +132,8 @@ def description(trained: Trained) -> str:
 
 def _card(trained: Trained) -> str:
     spec, split = trained.spec, trained.split
-    parts = [trained.evaluation.verdict, spec.description]
-    if spec.task != "clustering":
-        parts += [
-            f"Predicts {_predicted(spec)} within {spec.label.within_days} days, for "
-            f"customers with `{spec.population}`.",
-            f"Trained on {len(split.train)} snapshots from {split.train[0]:%Y-%m-%d} to "
-            f"{split.train[-1]:%Y-%m-%d} ({trained.rows['train_rows']:,} rows), tested on "
-            f"{split.test:%Y-%m-%d} ({trained.rows['test_rows']:,} rows), whose label window "
-            f"closed by {split.as_of:%Y-%m-%d}.",
-        ]
-    else:
-        parts.append(
-            f"Groups the {trained.rows['train_rows']:,} customers with `{spec.population}` as of "
-            f"{split.as_of:%Y-%m-%d}."
-        )
+    told = _TOLD.get(spec.task, _tell_supervised)(spec, split, trained.rows)
+    parts = [trained.evaluation.verdict, spec.description, *told]
     parts += ["## Metrics", _metrics_markdown(trained)]
     if trained.choice is not None and trained.choice.calibration:
         parts.append(trained.choice.calibration)
@@ -148,6 +146,46 @@ def _card(trained: Trained) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _tell_supervised(spec: ModelSpec, split: TimeSplit, rows: Mapping[str, int]) -> list[str]:
+    return [
+        f"Predicts {_predicted(spec)} within {spec.label.within_days} days, for "
+        f"customers with `{spec.population}`.",
+        f"Trained on {len(split.train)} snapshots from {split.train[0]:%Y-%m-%d} to "
+        f"{split.train[-1]:%Y-%m-%d} ({rows['train_rows']:,} rows), tested on "
+        f"{split.test:%Y-%m-%d} ({rows['test_rows']:,} rows), whose label window "
+        f"closed by {split.as_of:%Y-%m-%d}.",
+    ]
+
+
+def _tell_clusters(spec: ModelSpec, split: TimeSplit, rows: Mapping[str, int]) -> list[str]:
+    return [
+        f"Groups the {rows['train_rows']:,} customers with `{spec.population}` as of "
+        f"{split.as_of:%Y-%m-%d}."
+    ]
+
+
+def _tell_uplift(spec: ModelSpec, split: TimeSplit, rows: Mapping[str, int]) -> list[str]:
+    return [
+        f"Predicts how much more probable treatment makes: {spec.label.outcome} within "
+        f"{spec.label.within_days} days, for customers with `{spec.population}`.",
+        f"Learned from {rows['train_rows']:,} customers of the campaign `{spec.campaign}`, "
+        f"{rows['train_treated']:,} of them in the arm `{spec.treatment}`, by what was known on "
+        f"{split.test:%Y-%m-%d}, before it began; each was judged by models that had not seen her.",
+    ]
+
+
+def _tell_next(spec: ModelSpec, split: TimeSplit, rows: Mapping[str, int]) -> list[str]:
+    what = {"category": "categories", "product": "products"}[spec.item]
+    return [
+        f"Offers each customer the {spec.top} of {rows['items']:,} {what} that she most probably "
+        "buys next; a score is the probability to buy it, of who buys at all within "
+        f"{split.horizon.days} days.",
+        f"Trained on what {rows['train_customers']:,} customers bought in {rows['train_windows']} "
+        f"windows of {split.horizon.days} days before {split.test:%Y-%m-%d}, tested on what "
+        f"{rows['test_customers']:,} bought from then to {split.as_of:%Y-%m-%d}.",
+    ]
+
+
 def _predicted(spec: ModelSpec) -> str:
     if spec.task == "value":
         return "the spend" + spec.label.outcome.removeprefix("order").replace(" of ", " on ", 1)
@@ -158,18 +196,7 @@ def figures(trained: Trained) -> dict[str, Figure]:
     """The run's plots by name."""
     if trained.spec.task == "clustering":
         return {"profiles": _profiles_figure(trained)}
-    draw = {
-        "reliability": _draw_reliability,
-        "gain": _draw_gain,
-        "lift": _draw_lift,
-        "scores": _draw_scores,
-        "importance": _draw_importance,
-        "contributions": _draw_contributions,
-        "drift": _draw_drift,
-    }
-    if trained.spec.task == "propensity":
-        draw = {"roc": _draw_roc, "precision_recall": _draw_precision_recall, **draw}
-    return {name: _figure(trained, drawn) for name, drawn in draw.items()}
+    return {name: _figure(trained, draw) for name, draw in _DRAWN[trained.spec.task].items()}
 
 
 def _figure(trained: Trained, draw: Any) -> Figure:
@@ -287,6 +314,60 @@ def _draw_importance(axes: Axes, trained: Trained) -> None:
     axes.set(title="Importance", xlabel="Share of the trees' total gain")
 
 
+def _draw_qini(axes: Axes, trained: Trained) -> None:
+    table = trained.evaluation.tables["qini"]
+    axes.plot(table["share"], table["random"], color="lightgrey", linewidth=0.8, label="random")
+    rivals = {n.partition("/")[0] for n in trained.evaluation.metrics if "/" in n}
+    for name in table.column_names[2:]:
+        is_rival = f"baseline_{name}" in rivals
+        style = _style(name if is_rival else "model")
+        key = f"baseline_{name}/qini" if is_rival else "qini"
+        found = trained.evaluation.metrics[key].value
+        axes.plot(table["share"], table[name], label=f"{name}: Qini {found:.3f}", **style)
+    axes.set(
+        title="Qini curve",
+        xlabel="Share of customers targeted",
+        ylabel="Further outcomes per customer",
+    )
+
+
+def _draw_uplift(axes: Axes, trained: Trained) -> None:
+    deciles = trained.evaluation.tables["deciles"]
+    axes.bar(deciles["decile"].to_pylist(), deciles["uplift"].to_pylist(), color=_BLUE)
+    effect = trained.evaluation.metrics["average_effect"].value
+    axes.axhline(effect, color="grey", linewidth=0.8, label=f"average effect {effect:+.3f}")
+    axes.set(title="Uplift, by decile of the score", xlabel="Decile", ylabel="Uplift")
+    axes.set_xticks(range(1, 11))
+
+
+def _draw_balance(axes: Axes, trained: Trained) -> None:
+    rows = sorted(
+        trained.evaluation.tables["balance"].to_pylist(), key=lambda r: abs(r["difference"])
+    )[-15:]
+    axes.barh([r["feature"] for r in rows], [r["difference"] for r in rows], color=_BLUE)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set(title="Arms before the campaign", xlabel="Difference, in standard deviations")
+
+
+def _draw_recall(axes: Axes, trained: Trained) -> None:
+    """The recall of the model and of each baseline, with intervals."""
+    found = trained.evaluation.metrics
+    (metric,) = (n for n in found if n.startswith("recall_at_"))
+    rivals = [n.partition("/")[0] for n in found if n.endswith(f"/{metric}")]
+    bars = {"model": found[metric], **{r: found[f"{r}/{metric}"] for r in rivals}}
+    names = [n.removeprefix("baseline_").replace("_", " ") for n in bars][::-1]
+    shown = list(bars.values())[::-1]
+    # Where an interval is a point, rounding may put it beside the value.
+    error = [[max(s, 0) for s in side] for side in zip(*map(_sides, shown), strict=True)]
+    color = [_GREY] * len(rivals) + [_BLUE]
+    axes.barh(names, [e.value for e in shown], xerr=error, color=color, ecolor="#444")
+    axes.set(title=f"{_label(metric).capitalize()}, 95% intervals", xlabel="Recall")
+
+
+def _sides(e: Estimate) -> tuple[float, float]:
+    return e.value - e.low, e.high - e.value
+
+
 def _profiles_figure(trained: Trained) -> Figure:
     """A heat map: each cluster's center, in standard deviations from the mean customer."""
     from matplotlib.figure import Figure
@@ -378,16 +459,7 @@ def _cell(value: Any) -> str:
 
 
 def _limits(trained: Trained) -> str:
-    if trained.spec.task == "clustering":
-        return (
-            "Clusters describe, they do not predict. Their number and names may change when the "
-            "model is trained again."
-        )
-    return (
-        "Judged on one test instant: a season that the training snapshots do not hold may differ. "
-        "Not for decisions with legal effect on a person. Scores of customers outside the "
-        "population mean nothing."
-    )
+    return _LIMITS.get(trained.spec.task, _LIMITS["propensity"])
 
 
 def parameters(trained: Trained) -> Mapping[str, str]:
@@ -395,18 +467,61 @@ def parameters(trained: Trained) -> Mapping[str, str]:
     spec, split = trained.spec, trained.split
     common = {
         "task": spec.task,
-        "population": spec.population,
         "features": ", ".join(trained.predictor.features),
         "excluded_features": ", ".join(trained.excluded) or "none",
         "as_of": f"{split.as_of:%Y-%m-%d}",
     }
+    if spec.features:
+        common["population"] = spec.population
     if spec.task != "clustering":
         common |= {
-            "horizon_days": str(spec.label.within_days),
-            "outcome": "spend" if spec.task == "value" else spec.label.outcome,
-            "calibration": "sigmoid" if trained.choice and trained.choice.sigmoid else "none",
+            "horizon_days": str(split.horizon.days),
             "train_snapshots": ", ".join(f"{t:%Y-%m-%d}" for t in split.train),
             "test_snapshot": f"{split.test:%Y-%m-%d}",
         }
+    if spec.task == "uplift":
+        common |= {"campaign": str(spec.campaign), "treatment": spec.treatment}
+        common["outcome"] = spec.label.outcome
+    elif spec.task == "next_category":
+        common |= {"item": spec.item, "top": str(spec.top)}
+    elif spec.task != "clustering":
+        common["outcome"] = "spend" if spec.task == "value" else spec.label.outcome
+        sigmoid = trained.choice and trained.choice.sigmoid
+        common["calibration"] = "sigmoid" if sigmoid else "none"
     chosen = {f"estimator.{k}": str(v) for k, v in trained.parameters.items()}
     return {k: v[:6000] for k, v in {**common, **chosen}.items()}
+
+
+_TOLD = {"clustering": _tell_clusters, "uplift": _tell_uplift, "next_category": _tell_next}
+_LIMITS = {
+    "propensity": "Judged on one test instant: a season that the training snapshots do not hold "
+    "may differ. Not for decisions with legal effect on a person. Scores of customers outside the "
+    "population mean nothing.",
+    "clustering": "Clusters describe, they do not predict. Trained again they begin at these, and "
+    "keep their names; their number may change.",
+    "uplift": "Judged on one campaign: another offer, channel or season may change others. Not for "
+    "decisions with legal effect on a person. Scores of customers outside the population mean "
+    "nothing.",
+    "next_category": "Judged on one window: another season may differ. It offers what was bought, "
+    "and learns nothing of what customers saw and left. Who never bought is offered nothing.",
+}
+_JUDGED = {
+    "reliability": _draw_reliability,
+    "gain": _draw_gain,
+    "lift": _draw_lift,
+    "scores": _draw_scores,
+    "importance": _draw_importance,
+    "contributions": _draw_contributions,
+    "drift": _draw_drift,
+}
+_DRAWN = {
+    "propensity": {"roc": _draw_roc, "precision_recall": _draw_precision_recall, **_JUDGED},
+    "value": _JUDGED,
+    "uplift": {"qini": _draw_qini, "deciles": _draw_uplift, "balance": _draw_balance},
+    "next_category": {
+        "recall": _draw_recall,
+        "importance": _draw_importance,
+        "contributions": _draw_contributions,
+    },
+}
+"""The plots of each task but clustering, by name."""

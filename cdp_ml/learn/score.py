@@ -35,8 +35,9 @@ class Predictor:
     """A fitted model, ready to score; `version` is 0 until it is registered.
 
     `model` is a LightGBM booster for propensities, a `cdp_ml.learn.value.ValueModel` for values, a
-    scikit-learn pipeline that ends in k-means for clusterings, of which `clusters` names the
-    clusters by number. `profile` is what `cdp_ml.learn.drift` compares later customers with.
+    `cdp_ml.learn.uplift.UpliftModel`, a `cdp_ml.learn.next_category.Ranker`, or a scikit-learn
+    pipeline that ends in k-means for clusterings, of which `clusters` names the clusters by number.
+    `profile` is what `cdp_ml.learn.drift` compares later customers with.
     """
 
     name: str
@@ -49,11 +50,13 @@ class Predictor:
 
     @property
     def booster(self) -> lgb.Booster:
-        """The trees of a propensity or a value model."""
-        return self.model.booster if self.task == "value" else self.model
+        """The trees of a propensity, a value or a next_category model."""
+        return self.model if self.task == "propensity" else self.model.booster
 
     def predict(self, frame: pa.Table | Mapping[str, Any]) -> np.ndarray:
-        """The score of each row: a probability, a spend, or the distance to its cluster's center.
+        """The score of each row: a probability, a spend, an uplift, or the distance to a center.
+
+        Rows of a next_category model are a customer's candidates; `recommend_items` makes them.
 
         Args:
             frame: features by name; further columns are ignored.
@@ -65,6 +68,10 @@ class Predictor:
         scores: np.ndarray
         if self.task == "clustering":
             scores = self.model.transform(x).min(axis=1)
+        elif self.task == "uplift":
+            scores = self.model.predict(x)
+        elif self.task == "next_category":
+            scores = self.booster.predict(x, num_threads=_threads(x))
         else:
             scores = self.model.predict(x, num_threads=_threads(x))
         return scores
@@ -81,7 +88,7 @@ class Predictor:
         """The features that move each row's score most, by LightGBM's own Shapley values.
 
         All features' contributions and the model's expectation add up to the log-odds of the score
-        (Lundberg et al. 2020). A clustering has no reasons.
+        (Lundberg et al. 2020). Only propensities and values have reasons.
 
         Args:
             frame: features by name, of the rows to explain: it costs over a millisecond a row.
@@ -93,7 +100,7 @@ class Predictor:
         import numpy as np
 
         x = matrix(frame, self.features)
-        if self.task == "clustering":
+        if self.task not in ("propensity", "value"):
             return [[] for _ in x]
         shares = self.model.predict(x, pred_contrib=True, num_threads=_threads(x))[:, :-1]
         order = np.argsort(-np.abs(shares), axis=1, kind="stable")[:, :top]
@@ -121,21 +128,58 @@ def score_customers(predictor: Predictor, features: pa.Table, as_of: datetime) -
     """
     import pyarrow as pa
 
-    if not predictor.version:
-        raise CdpError(f"model '{predictor.name}' is not registered; log its run first")
     rows, schema = features.num_rows, arrow_schema("scores")
+    origin = _origin(predictor, as_of, rows)
     scores = pa.array(predictor.predict(features) if rows else [], pa.float64())
     clusters = predictor.assign(features) if rows and predictor.clusters else [None] * rows
     columns = {
-        "model": pa.repeat(pa.scalar(predictor.name), rows),
-        "model_version": pa.repeat(pa.scalar(predictor.version, pa.int64()), rows),
+        **origin,
         "customer_id": features["customer_id"].cast(pa.string()),
-        "as_of": pa.repeat(pa.scalar(as_of, pa.timestamp("us", "UTC")), rows),
         "score": scores,
         "percentile": _percentiles(scores),
         "cluster": pa.array(clusters, pa.string()),
     }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def recommend_items(
+    predictor: Predictor, lines: pa.Table, as_of: datetime, top: int = 3
+) -> pa.Table:
+    """What each customer who has bought probably buys next.
+
+    Args:
+        predictor: a registered model of the task next_category.
+        lines: orders, as for `cdp_ml.learn.next_category.train_next`.
+        as_of: the instant, UTC; only orders before it count.
+        top: items a customer, at most.
+
+    Returns:
+        Table `recommendations`.
+
+    Raises:
+        CdpError: if the predictor was not registered.
+    """
+    import pyarrow as pa
+
+    from cdp_ml.learn.next_category import recommend
+
+    found, schema = recommend(lines, predictor.model, as_of, top), arrow_schema("recommendations")
+    origin = _origin(predictor, as_of, found.num_rows)
+    columns = [origin[name] if name in origin else found[name] for name in schema.names]
     return pa.table(columns, schema=schema)
+
+
+def _origin(predictor: Predictor, as_of: datetime, rows: int) -> dict[str, pa.Array]:
+    """The columns that say which model computed rows, and as of when."""
+    import pyarrow as pa
+
+    if not predictor.version:
+        raise CdpError(f"model '{predictor.name}' is not registered; log its run first")
+    return {
+        "model": pa.repeat(pa.scalar(predictor.name), rows),
+        "model_version": pa.repeat(pa.scalar(predictor.version, pa.int64()), rows),
+        "as_of": pa.repeat(pa.scalar(as_of, pa.timestamp("us", "UTC")), rows),
+    }
 
 
 def _percentiles(scores: pa.Array) -> pa.Array:

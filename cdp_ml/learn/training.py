@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
-from cdp_ml.learn import baselines, clusters, estimators
+from cdp_ml.learn import baselines, clusters, estimators, next_category, uplift
 from cdp_ml.learn.datasets import (
     TimeSplit,
     as_arrow,
@@ -94,7 +94,8 @@ def train(
     Args:
         spec: the model.
         frame: customer_id, event_timestamp, features, and label for propensities; one row for each
-            eligible customer and instant (Arrow or pandas).
+            eligible customer and instant (Arrow or pandas). For uplift also `arm`; for a
+            next_category the order lines of `cdp_ml.learn.next_category.train_next`.
         split: the instants, of `cdp_ml.learn.datasets.time_split`.
         champion: the present champion, to compare with on the same test; clusters begin at its.
 
@@ -105,7 +106,11 @@ def train(
         NotPromotedError: if there is too little data to learn or to judge.
     """
     table = as_arrow(frame)
+    if spec.task == "next_category":
+        return _train_next(spec, table, split)
     check_no_leak(table, split, spec.name)
+    if spec.task == "uplift":
+        return _train_uplift(spec, table, split)
     if spec.task == "clustering":
         return _train_clusters(spec, table, split, champion)
     return _train_supervised(spec, table, split, champion)
@@ -203,6 +208,47 @@ def _explained(predictor: Predictor, test: pa.Table) -> tuple[np.ndarray, np.nda
     return x, predictor.booster.predict(x, pred_contrib=True, num_threads=1)[:, :-1]
 
 
+def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:
+    features, excluded = _informative(spec, table)
+    experiment = uplift.experiment_of(table, features, spec.treatment, spec.name)
+    trial = uplift.train_uplift(experiment, spec.estimator, spec.name)
+    return Trained(
+        spec=spec,
+        split=split,
+        predictor=Predictor(spec.name, 0, spec.task, features, trial.model),
+        evaluation=trial.evaluation,
+        parameters={
+            **uplift.uplift_parameters(spec.estimator, spec.name),
+            "learner": trial.model.kind,
+        },
+        rows={
+            "train_rows": len(experiment.y),
+            "train_treated": int(experiment.treated.sum()),
+            "train_positives": int(experiment.y.sum()),
+        },
+        typical=_typical(experiment.x, features),
+        excluded=excluded,
+        profile=profile(table, features, trial.model.predict(experiment.x)),
+    )
+
+
+def _train_next(spec: ModelSpec, lines: pa.Table, split: TimeSplit) -> Trained:
+    trial = next_category.train_next(lines, split.as_of, spec.estimator, spec.name)
+    features, booster, x = next_category.FEATURES, trial.ranker.booster, trial.sample
+    gain = booster.feature_importance("gain")
+    return Trained(
+        spec=spec,
+        split=split,
+        predictor=Predictor(spec.name, 0, spec.task, features, trial.ranker),
+        evaluation=trial.evaluation,
+        parameters=trial.ranker.parameters,
+        rows=trial.rows,
+        typical=_typical(x, features),
+        importance=dict(zip(features, map(float, gain), strict=True)),
+        explained=(x, booster.predict(x, pred_contrib=True, num_threads=1)[:, :-1]),
+    )
+
+
 def _train_clusters(
     spec: ModelSpec, table: pa.Table, split: TimeSplit, champion: Predictor | None
 ) -> Trained:
@@ -293,7 +339,9 @@ def _varies(values: np.ndarray) -> bool:
 def _typical(x: np.ndarray, features: tuple[str, ...]) -> dict[str, float]:
     import numpy as np
 
-    return {f: float(np.nanmedian(column)) for f, column in zip(features, x.T, strict=True)}
+    known = (column[~np.isnan(column)] for column in x.T)
+    medians = (float(np.median(values)) if len(values) else 0.0 for values in known)
+    return dict(zip(features, medians, strict=True))
 
 
 def _champion_scores(champion: Predictor | None, test: pa.Table) -> np.ndarray | None:

@@ -6,8 +6,15 @@ import pytest
 from conftest import ROOT
 
 import cdp_ml
+from cdp_ml import online
 from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.learn import uplift
 
+UPLIFT = "spring_2026_uplift"
+QUICK = """
+inputs: [days_since_last_order, orders_365d, spend_365d]
+estimator: {folds: 2, repeats: 1, n_estimators: 30}
+"""
 OPENS = """
 name: opens_email_14d
 task: propensity
@@ -33,13 +40,61 @@ def copied(demo_workspace, tmp_path):
     return tmp_path / "demo"
 
 
-def versions_that_scored(home, model):
+def versions_that_scored(home, model, table="scores"):
     cdp = cdp_ml.open(home)
-    scores = cdp.table("scores").filter(lambda t: (t.model == model) & (t.as_of == cdp.as_of))
+    scores = cdp.table(table).filter(lambda t: (t.model == model) & (t.as_of == cdp.as_of))
     return set(scores.model_version.to_pyarrow().to_pylist())
 
 
-def test_people_train_promote_and_roll_back(copied):
+def train_and_promote(home, model):
+    cdp = cdp_ml.open(home)
+    version = cdp.train(model, register=True).predictor.version
+    cdp.promote(model, version)
+    return version
+
+
+def check_what_they_gave(cdp):
+    """Recommendations for whoever has bought, a segment of an uplift, and answers online."""
+    items = cdp.table("recommendations").to_pandas()
+    assert set(items["item"]) <= set(cdp.table("products").category.to_pandas())
+    assert set(items["rank"]) == {1, 2, 3}
+    assert not items.duplicated(["customer_id", "rank"]).any()
+    buyers = cdp.training_set("next_category")["customer_id"]
+    assert set(items["customer_id"]) == set(buyers)
+    scores = cdp.table("scores").filter(lambda t: t.model == UPLIFT).to_pandas()
+    assert scores["score"].between(-1, 1).all()
+    stays = cdp.table("segment_membership").filter(lambda t: t.segment == "persuadables")
+    inside = set(stays.customer_id.to_pandas())
+    assert set() < inside == set(scores.loc[scores["percentile"] >= 0.8, "customer_id"])
+    run = online.open_online(cdp.settings)
+    one = scores.iloc[0]
+    answer = online.score(run, one["customer_id"], UPLIFT)
+    assert answer["score"] == pytest.approx(one["score"])
+    with pytest.raises(ConfigError, match="read the table 'recommendations'"):
+        online.score(run, one["customer_id"], "next_category")
+
+
+def test_next_items_are_judged_and_the_campaign_is_too_small(demo_workspace):
+    cdp = cdp_ml.open(demo_workspace)
+    trained = cdp.run["summary"]["train"]["models"]
+    assert "of the best baseline" in trained["next_category"]["verdict"]
+    assert trained["next_category"]["metrics"]["recall_at_2"] > 0.3
+    assert "needs at least 50 with it and 50 without" in trained[UPLIFT]["verdict"]
+    frame = cdp.training_set(UPLIFT)
+    assert set(frame["arm"]) == {"treatment", "control"}
+    assert frame["customer_id"].is_unique
+    assert set(frame["label"]) == {0.0, 1.0}
+    lines = cdp.training_set("next_category")
+    assert list(lines) == ["customer_id", "order_id", "event_timestamp", "item"]
+
+
+def test_people_train_promote_and_roll_back(copied, monkeypatch):
+    """Also what the gate refused: people may know better."""
+    monkeypatch.setattr(uplift, "FEWEST", 10)
+    shutil.copytree(ROOT / "models", copied / "models")
+    with (copied / "models" / f"{UPLIFT}.yaml").open("a") as specification:
+        specification.write(QUICK)
+    promoted = [train_and_promote(copied, model) for model in ("next_category", UPLIFT)]
     name = "purchase_30d"
     cdp = cdp_ml.open(copied)
     tried = cdp.train(name, estimator={"n_estimators": 30, "num_leaves": 4})
@@ -51,6 +106,9 @@ def test_people_train_promote_and_roll_back(copied):
     cdp.promote(name, second)
     assert cdp_ml.refresh(copied).published
     assert versions_that_scored(copied, name) == {2}
+    assert versions_that_scored(copied, "next_category", "recommendations") == {promoted[0]}
+    assert versions_that_scored(copied, UPLIFT) == {promoted[1]}
+    check_what_they_gave(cdp_ml.open(copied))
     assert not cdp_ml.refresh(copied).published
     assert cdp_ml.open(copied).rollback(name) == 1
     assert cdp_ml.refresh(copied).published

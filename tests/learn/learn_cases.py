@@ -92,6 +92,48 @@ def fitted() -> Trained:
 
 
 @cache
+def fitted_uplift() -> Trained:
+    """A campaign whose treatment changes who visits often; fitted once for all tests."""
+    estimator = {"folds": 2, "repeats": 1, "n_estimators": 30, "learning_rate": 0.1}
+    changed = {"name": "spring", "task": "uplift", "campaign": "spring", "estimator": estimator}
+    spec = propensity(**changed)
+    start = AS_OF - dt.timedelta(days=60)
+    return train(spec, campaign_at(start), time_split(spec, AS_OF, FIRST_FACT, {"spring": start}))
+
+
+def campaign_at(start, rows=4_000) -> pa.Table:
+    """Customers in two arms by chance: whoever visits often buys if treated."""
+    random, frame = np.random.default_rng(3), customers_at(start, rows, learnable=False)
+    treated = random.random(rows) < 0.5
+    chance = 0.2 + 0.5 * treated * (frame["visits_30d"].to_numpy() > 0)
+    frame = frame.append_column("arm", pa.array(np.where(treated, "treatment", "control")))
+    label = pa.array((random.random(rows) < chance).astype(float))
+    return frame.set_column(frame.column_names.index("label"), "label", label)
+
+
+def order_lines(customers=600) -> pa.Table:
+    """Cushions and lamps are bought once, and covers and bulbs twenty days later."""
+    rows = []
+    for number in range(customers):
+        first = 21 + 37 * number % 100
+        for days, items in ((first, ("cushions", "lamps")), (first - 20, ("covers", "bulbs"))):
+            when = AS_OF - dt.timedelta(days=days)
+            rows.append((f"c{number:03}", f"{number}/{days}", when, items[number % 2]))
+    names = ("customer_id", "order_id", "event_timestamp", "item")
+    table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+    return table.set_column(2, names[2], table[names[2]].cast(pa.timestamp("us", "UTC")))
+
+
+@cache
+def fitted_next() -> Trained:
+    """What is bought after what; fitted once for all tests."""
+    estimator = {"n_estimators": 30, "min_child_samples": 20, "neighbors": 20, "windows": 4}
+    changed = {"name": "next_category", "task": "next_category", "estimator": estimator}
+    spec = ModelSpec(description="What is bought next.", **changed)
+    return train(spec, order_lines(), time_split(spec, AS_OF, FIRST_FACT))
+
+
+@cache
 def fitted_clusters() -> Trained:
     """The three groups, found; fitted once for all tests."""
     spec = clustering()

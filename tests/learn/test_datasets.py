@@ -6,7 +6,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from learn_cases import AS_OF, clustering, customers_at, propensity, split_of, training_frame
+from learn_cases import (
+    AS_OF,
+    clustering,
+    customers_at,
+    fitted_next,
+    propensity,
+    split_of,
+    training_frame,
+)
 
 from cdp_ml.errors import ConfigError, ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn.datasets import (
@@ -53,6 +61,40 @@ def test_no_training_label_is_younger_than_the_test(horizon, every, count, histo
     assert all(t + split.horizon <= split.test for t in split.train)
     assert split.test + split.horizon == AS_OF
     assert 1 <= len(split.train) <= count
+
+
+def uplift_split(began, as_of=AS_OF):
+    spec = propensity(task="uplift", campaign="spring_2026", label={"within_days": 30})
+    return time_split(spec, as_of, AS_OF - 900 * DAY, began)
+
+
+def test_an_uplift_model_looks_at_the_midnight_before_its_campaign():
+    start = AS_OF - 40 * DAY
+    split = uplift_split({"spring_2026": start + dt.timedelta(hours=9)})
+    assert split.instants == (start,)
+    assert split.horizon == 30 * DAY
+
+
+def test_without_its_campaign_there_is_no_uplift_model():
+    with pytest.raises(NotPromotedError, match=r"no such campaign: 'spring_2026'; no exposures"):
+        uplift_split({})
+    with pytest.raises(NotPromotedError, match=r"no such campaign.*did you mean 'spring_2025'"):
+        uplift_split({"spring_2025": AS_OF - 400 * DAY})
+    with pytest.raises(NotPromotedError, match="no such campaign"):
+        uplift_split({"spring_2026": AS_OF})
+
+
+def test_a_campaign_is_not_judged_before_its_outcomes_are_known():
+    start = AS_OF - 29 * DAY
+    with pytest.raises(NotPromotedError, match=f"known from {start + 30 * DAY:%Y-%m-%d} on"):
+        uplift_split({"spring_2026": start})
+    assert uplift_split({"spring_2026": start}, AS_OF + DAY).instants == (start,)
+
+
+def test_next_items_are_tested_on_the_last_window():
+    spec = fitted_next().spec.model_copy(update={"estimator": {"windows": 2}})
+    split = time_split(spec, AS_OF, AS_OF)
+    assert (split.train, split.test) == ((AS_OF - 90 * DAY, AS_OF - 60 * DAY), AS_OF - 30 * DAY)
 
 
 def test_clusters_are_of_now():

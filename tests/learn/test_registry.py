@@ -6,12 +6,23 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from learn_cases import AS_OF, customers_at, fitted, fitted_clusters, three_kinds_of_customers
+from learn_cases import (
+    AS_OF,
+    campaign_at,
+    customers_at,
+    fitted,
+    fitted_clusters,
+    fitted_next,
+    fitted_uplift,
+    order_lines,
+    three_kinds_of_customers,
+)
 from test_value import fitted_value, shoppers_at
 
 from cdp_ml.config import Settings
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn import registry
+from cdp_ml.learn.next_category import recommend
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +257,36 @@ def test_the_pages_open_on_this_workspace(workspace):
     command, environment = registry.ui_command(workspace, 5001)
     assert registry.tracking_uri(workspace) in command
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_loaded_uplift_model_predicts_as_the_trained_one_and_so_does_mlflow(workspace, client):
+    trained = fitted_uplift()
+    version = registry.log_run(workspace, trained, {}, "run-uplift")
+    customers = campaign_at(AS_OF, 20)
+    expected = trained.predictor.predict(customers)
+    loaded = registry.load_model(workspace, "spring", version)
+    np.testing.assert_array_equal(loaded.predict(customers), expected)
+    registered = client.get_model_version("spring", str(version))
+    frame = customers.to_pandas()[list(loaded.features)].astype(float)
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(registered.source).predict(frame), expected)
+    run = client.get_run(registered.run_id)
+    assert {"qini", "qini_low", "baseline_propensity/qini"} <= set(run.data.metrics)
+    assert run.data.params["campaign"] == "spring"
+    plots = {a.path for a in client.list_artifacts(registered.run_id, "plots")}
+    assert plots == {f"plots/{name}.png" for name in ("qini", "deciles", "balance")}
+    assert "of the campaign `spring`" in registered.description
+
+
+def test_a_loaded_model_of_next_items_recommends_as_the_trained_one(workspace, client):
+    trained, lines = fitted_next(), order_lines()
+    version = registry.log_run(workspace, trained, {}, "run-next")
+    loaded = registry.load_model(workspace, "next_category", version).model
+    assert loaded.parameters == trained.parameters
+    before, after = (recommend(lines, r, AS_OF, 3) for r in (trained.predictor.model, loaded))
+    assert before.equals(after)
+    registered = client.get_model_version("next_category", str(version))
+    run = client.get_run(registered.run_id)
+    assert {"recall_at_1", "baseline_global_top/recall_at_1"} <= set(run.data.metrics)
+    assert "buys next" in registered.description
+    plots = {a.path for a in client.list_artifacts(registered.run_id, "plots")}
+    assert plots == {f"plots/{name}.png" for name in ("recall", "importance", "contributions")}

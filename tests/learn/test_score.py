@@ -3,11 +3,21 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
-from learn_cases import AS_OF, customers_at, fitted, fitted_clusters, three_kinds_of_customers
+from learn_cases import (
+    AS_OF,
+    campaign_at,
+    customers_at,
+    fitted,
+    fitted_clusters,
+    fitted_next,
+    fitted_uplift,
+    order_lines,
+    three_kinds_of_customers,
+)
 
 from cdp_ml.contracts import arrow_schema
 from cdp_ml.errors import CdpError, ContractError
-from cdp_ml.learn.score import score_customers
+from cdp_ml.learn.score import recommend_items, score_customers
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,29 @@ def test_a_new_customer_falls_into_the_cluster_of_those_alike():
     old = predictor.assign(three_kinds_of_customers())[0]
     new = {"days_since_last_order": [9.0], "orders_365d": [21.0], "spend_365d": [880.0]}
     assert predictor.assign(new)[0] == old
+
+
+def test_an_uplift_is_the_probability_that_treatment_adds():
+    predictor = dataclasses.replace(fitted_uplift().predictor, version=1)
+    customers = campaign_at(AS_OF, 500)
+    uplift = score_customers(predictor, customers, AS_OF)["score"].to_numpy()
+    moved = customers["visits_30d"].to_numpy() > 0
+    assert uplift[moved].mean() == pytest.approx(0.5, abs=0.1)
+    assert uplift[~moved].mean() == pytest.approx(0.0, abs=0.1)
+    assert predictor.reasons(customers.slice(0, 2)) == [[], []]
+
+
+def test_recommendations_are_rows_of_their_table():
+    predictor = dataclasses.replace(fitted_next().predictor, version=2)
+    found = recommend_items(predictor, order_lines(), AS_OF, top=2)
+    assert found.schema == arrow_schema("recommendations")
+    assert set(found["rank"].to_pylist()) == {1, 2}
+    assert set(found["model_version"].to_pylist()) == {2}
+    assert (found["score"].to_numpy() <= 1).all()
+    key = found.select(["customer_id", "rank"]).to_pandas()
+    assert not key.duplicated().any()
+    assert found["customer_id"].unique().sort() == order_lines()["customer_id"].unique().sort()
+    assert recommend_items(predictor, order_lines().slice(0, 0), AS_OF).num_rows == 0
 
 
 def test_nobody_to_score_gives_no_scores(predictor):
