@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -65,15 +65,48 @@ def hold(con: SQLBackend, name: str, table: Table | pa.Table) -> Table:
         name: replaces what was held under it.
         table: an expression of the engine, or rows in memory.
     """
-    if con.name == "duckdb":
-        return con.create_table(name, table, temp=True, overwrite=True)
     import ibis
 
-    con.raw_sql(f"UNCACHE TABLE IF EXISTS {name}")
-    given = table if isinstance(table, ibis.Table) else ibis.memtable(table)
-    view = con.create_view(name, given, overwrite=True)
-    con.raw_sql(f"CACHE TABLE {name}")
-    return view
+    if con.name == "duckdb":
+        return con.create_table(name, table, temp=True, overwrite=True)
+    if isinstance(table, ibis.Table):
+        _hold_in_spark(con, name, str(con.compile(table)))
+    else:
+        con.raw_sql("SELECT 1").sparkSession.createDataFrame(table).createOrReplaceTempView(name)
+    return con.table(name)
+
+
+def _hold_in_spark(con: SQLBackend, name: str, sql: str) -> None:
+    """Not as a cached view, which Spark would resolve anew, with all it reads, at each use."""
+    con.raw_sql(sql).localCheckpoint().createOrReplaceTempView(name)
+
+
+@contextmanager
+def holding(con: SQLBackend, *names: str) -> Iterator[Callable[[str, Table | pa.Table], Table]]:
+    """Hold tables until the end of the block, by the function that it gives: as `hold`, of `con`.
+
+    Args:
+        con: the engine.
+        names: held otherwise, to be forgotten at the end as well.
+    """
+    held = list(names)
+
+    def keep(name: str, table: Table | pa.Table) -> Table:
+        held.append(name)
+        return hold(con, name, table)
+
+    try:
+        yield keep
+    finally:
+        _forget(con, held)
+
+
+def _forget(con: SQLBackend, names: Iterable[str]) -> None:
+    for name in names:
+        if con.name == "duckdb":
+            con.raw_sql(f"DROP TABLE IF EXISTS temp.main.{name}")
+        else:
+            con.raw_sql(f"DROP VIEW IF EXISTS {name}")
 
 
 def blank(name: str, type_: str) -> Scalar:
@@ -99,9 +132,7 @@ class Compiled:
         if self._con.name == "duckdb":
             self._con.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {sql}")
         else:
-            self._con.raw_sql(f"UNCACHE TABLE IF EXISTS {name}")
-            self._con.raw_sql(f"CREATE OR REPLACE TEMPORARY VIEW {name} AS {sql}")
-            self._con.raw_sql(f"CACHE TABLE {name}")
+            _hold_in_spark(self._con, name, sql)
 
     def rows(self, blanks: Mapping[str, str]) -> pa.Table:
         """The rows in memory."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cdp_ml.learn.datasets import TimeSplit
     from cdp_ml.learn.score import Predictor
     from cdp_ml.learn.training import Trained
-    from cdp_ml.traits import Trait
+    from cdp_ml.traits import Keep, Trait
 
 
 @dataclass(frozen=True)
@@ -335,23 +335,27 @@ def traits_as_of(
     Raises:
         ConfigError: if an instant has no time zone, or a trait names what there is not.
     """
-    from cdp_ml.engine import Compiled
+    from cdp_ml.engine import Compiled, holding
     from cdp_ml.traits import TRAITS, traits_at
 
-    wanted, times, tables = traits or TRAITS, _ascending(instants), _in_engine(con, tables)
-    # Numbers are compared and sorted faster than the ids.
-    people = _numbered(con, tables["crosswalk"], customers)
-    tiles = _hold_tiles(con, tables, people, times, wanted)
-    describe = _people if any(t.group == "profile" for t in wanted) else _ids
-    golden = Compiled(con, describe(tables, profiles, people))
-    golden.hold("_people", _blanks(0, times[0]))
-    found = traits_at(tiles, con.table("_people"), wanted)
-    queries = {name: Compiled(con, table) for name, table in found.items()}
-    for number, instant in enumerate(times):
-        blanks = _blanks(number, instant)
-        if number:
-            golden.hold("_people", blanks)
-        yield {name: query.rows(blanks) for name, query in queries.items()}
+    wanted, times = traits or TRAITS, _ascending(instants)
+    with holding(con, _PEOPLE) as keep:
+        given = _in_engine(tables, keep)
+        # Numbers are compared and sorted faster than the ids.
+        numbers = _numbered(given["crosswalk"], customers, keep)
+        tiles = _tiles(given, numbers, times, wanted, keep)
+        describe = _people if any(t.group == "profile" for t in wanted) else _ids
+        golden = Compiled(con, describe(given, profiles, numbers))
+        golden.hold(_PEOPLE, _blanks(0, times[0]))
+        found = traits_at(tiles, con.table(_PEOPLE), wanted)
+        queries = {name: Compiled(con, table) for name, table in found.items()}
+        for number, instant in enumerate(times):
+            blanks = _blanks(number, instant)
+            golden.hold(_PEOPLE, blanks)
+            yield {name: query.rows(blanks) for name, query in queries.items()}
+
+
+_PEOPLE = "_traits_people"
 
 
 def _ascending(instants: Sequence[datetime]) -> list[datetime]:
@@ -366,45 +370,41 @@ def _ascending(instants: Sequence[datetime]) -> list[datetime]:
     return sorted({t.astimezone(UTC) for t in instants})
 
 
-def _numbered(con: SQLBackend, crosswalk: Table, customers: Sequence[str] | None) -> Table:
+def _numbered(crosswalk: Table, customers: Sequence[str] | None, keep: Keep) -> Table:
     """One row a customer: customer_id and its number."""
     import ibis
     import pyarrow as pa
 
-    from cdp_ml.engine import hold
-
     ids = crosswalk.select("customer_id").distinct()
     if customers is not None:
         asked = pa.table({"customer_id": pa.array(customers, pa.string())})
-        ids = ids.semi_join(hold(con, "_asked", asked), "customer_id")
+        ids = ids.semi_join(keep("_traits_asked", asked), "customer_id")
     number = ibis.row_number().over(ibis.window(order_by=ibis.asc("customer_id")))
-    return hold(con, "_numbers", ids.mutate(number=number.cast("int32")))
+    return keep("_traits_numbers", ids.mutate(number=number.cast("int32")))
 
 
-def _hold_tiles(
-    con: SQLBackend,
+def _tiles(
     tables: Mapping[str, Table],
-    people: Table,
+    numbers: Table,
     instants: Sequence[datetime],
     traits: Sequence[Trait],
+    keep: Keep,
 ) -> dict[str, Table]:
     """Key the facts and sum them by customer and day, sorted by customer."""
     from cdp_ml.activity import activity_at
-    from cdp_ml.engine import hold
     from cdp_ml.traits import trait_tiles
 
-    links = tables["crosswalk"].left_join(people, "customer_id").drop("customer_id_right")
+    links = tables["crosswalk"].left_join(numbers, "customer_id").drop("customer_id_right")
     links = links.drop("customer_id").rename(customer_id="number")
     keyed = []
     for name in ("transactions", "events"):
         facts = activity_at(tables[name], tables["identifiers"], links, instants)
         keyed.append(facts.filter(facts.customer_id.notnull()))
     orders, events = keyed
-
-    def keep(name: str, table: Table) -> Table:
-        return hold(con, f"_traits_{name}", table)
-
-    return trait_tiles(orders, events, tables["products"], len(instants), traits, keep)
+    products, count = tables["products"], len(instants)
+    return trait_tiles(
+        orders, events, products, count, traits, lambda name, t: keep(f"_traits_{name}", t)
+    )
 
 
 def _blanks(number: int, instant: datetime) -> dict[str, str]:
@@ -413,14 +413,12 @@ def _blanks(number: int, instant: datetime) -> dict[str, str]:
     return {"number": str(number), "day": str(day), "as_of": instant.isoformat()}
 
 
-def _in_engine(con: SQLBackend, tables: Mapping[str, Table]) -> dict[str, Table]:
+def _in_engine(tables: Mapping[str, Table], keep: Keep) -> dict[str, Table]:
     """The tables, those in memory brought into the engine, where compiled queries find them."""
     from ibis.expr.operations import InMemoryTable
 
-    from cdp_ml.engine import hold
-
     return {
-        name: hold(con, f"_given_{name}", t) if isinstance(t.op(), InMemoryTable) else t
+        name: keep(f"_traits_of_{name}", t) if isinstance(t.op(), InMemoryTable) else t
         for name, t in tables.items()
     }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import rows, utc
 
+from cdp_ml.engine import hold
 from cdp_ml.errors import ConfigError
 from cdp_ml.traits import GROUPS, TRAITS, Aggregate, Trait, find_traits
 from cdp_ml.traits.reference import reference
@@ -85,10 +86,10 @@ def world(lines=(), events=(), customers=({"customer_id": "c1"},), **more):
 
 def computed(con, world, instants=(AS_OF,), **more):
     """The rows of all tables of traits, one dictionary a customer and instant."""
-    held = {n: con.create_table(f"given_{n}", t, overwrite=True) for n, t in world.items()}
+    tables = {n: hold(con, f"given_{n}", t) for n, t in world.items()}
     found = {}
-    for tables in traits_as_of(con, held, {}, instants, **more):
-        for table in tables.values():
+    for built in traits_as_of(con, tables, {}, instants, **more):
+        for table in built.values():
             for row in table.to_pylist():
                 key = (row["customer_id"], row["event_timestamp"])
                 found[key] = found.get(key, {}) | row

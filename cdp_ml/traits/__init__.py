@@ -14,6 +14,7 @@ from cdp_ml.traits.definitions import (
     Trait,
     find_traits,
 )
+from cdp_ml.traits.relations import Keep
 
 __all__ = [
     "GROUPS",
@@ -21,6 +22,7 @@ __all__ = [
     "TRAITS",
     "Aggregate",
     "Group",
+    "Keep",
     "Trait",
     "find_traits",
     "trait_tiles",

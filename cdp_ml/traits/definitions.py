@@ -153,7 +153,14 @@ def ratio(part: Value, whole: Value) -> Value:
 
 def days_between(start: Value, end: Value) -> Value:
     """The days from one time to another, to the second; engines differ in what lies below."""
-    return (end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()) / 86400.0
+    seconds = end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()
+    # Spark divides integers by such a literal in decimals.
+    return seconds.cast("float64") / 86400.0
+
+
+def _days(start: Value, end: Value) -> Value:
+    """The whole days from a date to the day of a time."""
+    return end.date().delta(start, unit="day").cast("float64")
 
 
 def _event(event_type: str) -> Aggregate:
@@ -301,7 +308,7 @@ TRAITS: tuple[Trait, ...] = (
           Aggregate("events", "days_since_last", where={"event_type": "email_opened"})),
 
     Trait("age_years", _P, "float64", "age", "years",
-          lambda t: t.event_timestamp.date().delta(t.birth_date, unit="day") / 365.2425),
+          lambda t: _days(t.birth_date, t.event_timestamp) / 365.2425),
     Trait("tenure_days", _P, "float64",
           "time since the first record of the customer; null: always known", "days",
           lambda t: days_between(_time_or_null(t.first_seen_at), t.event_timestamp)),

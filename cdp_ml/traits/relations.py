@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from cdp_ml.traits.definitions import days_between
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ibis.expr.types import Table, Value
 
-Keep = Callable[[str, "Table"], "Table"]
+Keep = Callable[[str, "Table | pa.Table"], "Table"]
 """Computes a table at once under a name, and returns the result."""
 
 RELATIONS = ("orders", "lines", "returns", "events")
@@ -92,14 +93,14 @@ def grouped(
     groups = rows.group_by(by).aggregate(**values(rows), **spans, **ends)
     groups = keep(name, groups.order_by(by[0]))
     alike = (groups.since == groups["_since"]) & (groups.until == groups["_until"])
-    mixed = keep(f"{name}_groups", groups.filter(~alike).select(*by))
+    mixed = keep(f"{name}__mixed_keys", groups.filter(~alike).select(*by))
     if not mixed.count().to_pyarrow().as_py():
         return groups.drop(*ends)
-    several = keep(f"{name}_rows", rows.semi_join(mixed, by))
+    several = keep(f"{name}__mixed_rows", rows.semi_join(mixed, by))
     each = at_each_instant(several, instants)
     again = each.group_by([*by, *SPAN]).aggregate(**values(each))
     once = groups.filter(alike).drop(*ends)
-    return once.union(keep(f"{name}_mixed", again.select(once.columns)))
+    return once.union(keep(f"{name}__mixed", again.select(once.columns)))
 
 
 def at_each_instant(rows: Table, instants: int) -> Table:

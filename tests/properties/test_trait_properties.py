@@ -2,9 +2,14 @@
 
 import datetime as dt
 
+from conftest import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trait_worlds import AS_OF, DAY, INSTANTS, everything, shifted, worlds
+from trait_worlds import AS_OF, DAY, INSTANTS, busy_world, computed, everything, shifted, worlds
+
+from cdp_ml.config import Engine
+from cdp_ml.engine import connect
+from cdp_ml.lake import Lake
 
 few = settings(max_examples=2, deadline=None, derandomize=True)
 TICK = dt.timedelta(microseconds=1)
@@ -93,3 +98,13 @@ def test_a_customer_without_history_has_zeros_and_nulls_at_every_instant():
         assert (row["orders_lifetime"], row["spend_365d"], row["visits_30d"]) == (0, 0.0, 0)
         unknown = ("days_since_last_order", "email_open_rate_90d", "household_size")
         assert [row[name] for name in unknown] == [None] * 3
+
+
+def test_facts_delivered_twice_count_once(tmp_path):
+    world, con = busy_world(), connect(Engine(threads=1))
+    lake = Lake(tmp_path)
+    for _ in range(2):
+        for name, table in world.items():
+            lake.upsert(name, rows(name, *table), con)
+    given = {name: lake.read(name, con) for name in world}
+    assert computed(con, given, INSTANTS[1:]) == everything(world, INSTANTS[2:])

@@ -1,17 +1,18 @@
 """Small random worlds of three people whose identifiers, links and facts become known over time."""
 
 import datetime as dt
+import random
 
 from conftest import rows, utc
 from hypothesis import strategies as st
 
 from cdp_ml.config import Engine
-from cdp_ml.engine import connect
+from cdp_ml.engine import connect, hold
 from cdp_ml.workspace import traits_as_of
 
 AS_OF = utc(2026, 7, 1)
 DAY = dt.timedelta(days=1)
-INSTANTS = [AS_OF - 200 * DAY, AS_OF - 30 * DAY, AS_OF - DAY * 0.4, AS_OF]
+INSTANTS = [AS_OF - 200 * DAY, AS_OF - DAY * 0.4, AS_OF]
 KINDS = ("page_view", "product_view", "cart_add", "checkout", "email_sent", "email_opened")
 
 records = st.sampled_from("123")
@@ -25,12 +26,32 @@ def worlds(draw):
     """The tables that traits are computed from, as lists of rows."""
     links = draw(st.lists(st.tuples(records, st.sampled_from("xy"), ages), max_size=6))
     links += [(record, "xyz"[i], 900) for i, record in enumerate("123")]
-    logins = draw(st.lists(st.tuples(keys, records, ages), max_size=6)) + [("a", "1", 850)]
+    logins = [*draw(st.lists(st.tuples(keys, records, ages), max_size=6)), ("a", "1", 850)]
     lines = draw(st.lists(st.tuples(keys, ages, delays, st.integers(-1, 3)), max_size=12))
     events = draw(
         st.lists(st.tuples(keys, ages, delays, st.sampled_from(KINDS)), min_size=4, max_size=16)
     )
     consents = draw(st.lists(st.tuples(records, ages, st.booleans()), max_size=3))
+    return make_world(links, logins, lines, events, consents)
+
+
+def busy_world(seed=1):
+    """A world with many facts, always the same."""
+    drawn = random.Random(seed)
+
+    def some(count, *choices):
+        return [tuple(drawn.choice(c) for c in choices) for _ in range(count)]
+
+    age = [q / 4 for q in range(1, 1600)]
+    links = [*some(3, "123", "xy", age), *((r, "xyz"[i], 900) for i, r in enumerate("123"))]
+    lines = some(40, "abcd", age, (0.0, 0.3, 40.0), (-1, 1, 2, 3))
+    events = some(60, "abcd", age, (0.0, 0.3, 40.0), KINDS)
+    logins = [("a", "1", 850), *some(8, "abcd", "123", age)]
+    return make_world(links, logins, lines, events, some(3, "123", age, (True, False)))
+
+
+def make_world(links, logins, lines, events, consents):
+    """The tables, as lists of rows."""
     return {
         "records": [_record(r) for r in "123"],
         "crosswalk": _links(links),
@@ -94,22 +115,22 @@ def shifted(world, by):
 
 
 def everything(world, instants=INSTANTS, con=None, **more):
-    """All traits of all customers: one dictionary by customer and instant."""
+    """All traits of all customers of a world: one dictionary by customer and instant."""
     con = con or connect(Engine(threads=1))
+    return computed(con, held(con, world), instants, **more)
+
+
+def computed(con, tables, instants=INSTANTS, **more):
+    """All traits of all customers, from tables of an engine."""
     found = {}
-    for tables in traits_as_of(con, hold(con, world), {}, instants, **more):
-        for table in tables.values():
+    for built in traits_as_of(con, tables, {}, instants, **more):
+        for table in built.values():
             for row in table.to_pylist():
                 key = (row["customer_id"], row["event_timestamp"])
                 found[key] = found.get(key, {}) | row
     return found
 
 
-def hold(con, world):
+def held(con, world):
     """The world's tables in an engine."""
-    given = {name: rows(name, *table) for name, table in world.items()}
-    if con.name == "duckdb":
-        return {n: con.create_table(f"given_{n}", t, overwrite=True) for n, t in given.items()}
-    import ibis
-
-    return {n: ibis.memtable(t) for n, t in given.items()}
+    return {name: hold(con, f"given_{name}", rows(name, *t)) for name, t in world.items()}
