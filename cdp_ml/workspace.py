@@ -482,6 +482,10 @@ def eligible_features(
     Returns:
         customer_id, event_timestamp and the features of the model's service.
     """
+    import ibis
+    import numpy as np
+    import pyarrow as pa
+
     from cdp_ml.feast_stores import open_store, training_features
     from cdp_ml.learn.datasets import eligible
 
@@ -492,9 +496,10 @@ def eligible_features(
         raise CdpError("this run's features were replaced by later ones; open the workspace again")
     store = open_store(settings, lake.versions, path)
     frame = training_features(store, spec.features, spine)
-    held = con.create_table("_features", frame, temp=True, overwrite=True)
-    chosen = eligible(con, held, spec)
-    return con.to_pyarrow(held.semi_join(chosen, ["customer_id", "event_timestamp"]))
+    # Only the row's number goes through the engine: to copy all features costs as much as to score.
+    numbered = frame.append_column("_row", pa.array(np.arange(frame.num_rows)))
+    chosen = con.to_pyarrow(eligible(con, ibis.memtable(numbered), spec, ("_row",)))["_row"]
+    return frame if len(chosen) == frame.num_rows else frame.take(chosen.combine_chunks().sort())
 
 
 def training_frame(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -110,22 +110,23 @@ def _window_split(spec: ModelSpec, as_of: datetime) -> TimeSplit:
     return TimeSplit(tuple(sorted(earlier)), as_of - window, as_of, window)
 
 
-def eligible(con: SQLBackend, features: Table, spec: ModelSpec) -> Table:
+def eligible(con: SQLBackend, features: Table, spec: ModelSpec, keep: Sequence[str] = KEY) -> Table:
     """Whom the model is about, at each instant.
 
     Args:
         con: the engine.
         features: customer_id, event_timestamp, and the columns that `spec.population` names.
         spec: its `population` is an SQL condition over features.
+        keep: the columns to return.
 
     Returns:
-        customer_id, event_timestamp of the rows that satisfy the condition.
+        customer_id, event_timestamp, or `keep`, of the rows that satisfy the condition.
 
     Raises:
         ConfigError: if the condition is not SQL or names an unknown feature.
     """
     origin = f"models/{spec.name}.yaml: population"
-    return where(con, features, spec.population, origin, KEY)
+    return where(con, features, spec.population, origin, keep)
 
 
 def feature_names(spec: ModelSpec, frame: pa.Table) -> tuple[str, ...]:
