@@ -344,14 +344,18 @@ def traits_as_of(
         # Numbers are compared and sorted faster than the ids.
         numbers = _numbered(given["crosswalk"], customers, keep)
         tiles = _tiles(given, numbers, times, wanted, keep)
-        describe = _people if any(t.group == "profile" for t in wanted) else _ids
-        golden = Compiled(con, describe(given, profiles, numbers))
-        golden.hold(_PEOPLE, _blanks(0, times[0]))
-        found = traits_at(tiles, con.table(_PEOPLE), wanted)
+        golden = None
+        people = _ids(given, numbers)
+        if any(t.group == "profile" for t in wanted):
+            golden = Compiled(con, _people(given, profiles, numbers))
+            golden.hold(_PEOPLE, _blanks(0, times[0]))
+            people = con.table(_PEOPLE)
+        found = traits_at(tiles, people, wanted)
         queries = {name: Compiled(con, table) for name, table in found.items()}
         for number, instant in enumerate(times):
             blanks = _blanks(number, instant)
-            golden.hold(_PEOPLE, blanks)
+            if golden and number:
+                golden.hold(_PEOPLE, blanks)
             yield {name: query.rows(blanks) for name, query in queries.items()}
 
 
@@ -423,9 +427,7 @@ def _in_engine(tables: Mapping[str, Table], keep: Keep) -> dict[str, Table]:
     }
 
 
-def _ids(
-    tables: Mapping[str, Table], profiles: Mapping[str, Survivorship], numbers: Table
-) -> Table:
+def _ids(tables: Mapping[str, Table], numbers: Table) -> Table:
     """The customers known at the instant, where no more is asked of them."""
     from cdp_ml.engine import blank
     from cdp_ml.profiles import known_members
