@@ -332,10 +332,6 @@ SPECIFICATIONS = {
         own("models", "churn_90d.yaml", "name: churn_90d", "name: churn"),
         r"models/churn_90d\.yaml: name: 'churn', must be the file's: 'churn_90d'",
     ),
-    "model of an unknown event": (
-        own("models", "churn_90d.yaml", "event: order", "event: oder"),
-        r"models/churn_90d\.yaml:\d+: label\.event: .*'order'",
-    ),
     "model from unknown features": (
         own("models", "churn_90d.yaml", "features: churn_90d", "features: churn_90"),
         r"models/churn_90d\.yaml:\d+: features: no 'churn_90'; .*'churn_90d'",

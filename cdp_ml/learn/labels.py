@@ -31,13 +31,15 @@ def outcomes(facts: Table, products: Table, spec: ModelSpec) -> Table:
         spec: its `label` tells the type of event, and the category or product.
 
     Raises:
-        NotPromotedError: if no product is of the category: nothing can be learnt of it.
+        NotPromotedError: if no event is of the type, or no product of the category: nothing can be
+            learnt of it.
     """
     label = spec.label
     if label.event == "order":
         found = facts.filter(facts.quantity > 0)
     else:
         found = facts.filter(facts.event_type == label.event)
+        _check_event(facts, label.event, spec.name)
     if label.product is not None:
         found = found.filter(found.product_id == label.product)
     if label.category is None:
@@ -95,6 +97,13 @@ def _followed(facts: Table, task: str) -> dict[str, object]:
         spend = facts.quantity * facts.unit_price * (1 - facts.discount.fill_null(0.0))
         worth = spend.cast("decimal(18, 4)")
     return {"whose": facts.customer_id, "happened_at": facts.event_timestamp, "worth": worth}
+
+
+def _check_event(events: Table, event: str, model: str) -> None:
+    found = events.select("event_type").distinct().to_pyarrow()["event_type"].to_pylist()
+    if event not in found:
+        hint = nearest(event, ["order", *sorted(found)])
+        raise NotPromotedError(f"models/{model}.yaml: label.event: no event '{event}'; {hint}")
 
 
 def _check_category(products: Table, category: str, name: str) -> None:

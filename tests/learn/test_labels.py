@@ -159,3 +159,10 @@ def test_labels_compile_for_spark(task):
     sql = spark_sql(build_labels(population, outcomes(orders, products, spec), spec))
     assert "GROUP BY" in sql
     assert "INTERVAL" in sql
+
+
+def test_an_event_that_never_happened_is_named_with_the_nearest(con):
+    spec = propensity(label={"event": "email_open"})
+    found = events(("a", "email_opened", None, None, INSTANT + DAY))
+    with pytest.raises(NotPromotedError, match=r"purchase_30d.yaml: label.event.*'email_opened'"):
+        labels_of(con, spine("a"), found, spec)
