@@ -28,7 +28,8 @@ def activity_as_of(facts: Table, identifiers: Table, crosswalk: Table, as_of: da
     Returns:
         `customer_id`, then the facts' columns; as many rows a fact as in `facts`, or none.
     """
-    return activity_at(facts, identifiers, crosswalk, [as_of]).drop("since", "until")
+    keyed = activity_at(facts, identifiers, crosswalk, [as_of])
+    return keyed.filter(keyed.since < keyed.until).drop("since", "until")
 
 
 def activity_at(
@@ -52,18 +53,18 @@ def activity_at(
     Returns:
         `customer_id`, `since`, `until`, then the facts' columns: the fact counts for the customer
         at the instants from number `since` (of the first, 0) to before `until`. A fact has several
-        rows if its customer changed between instants, never two for one instant.
+        rows if its customer changed between instants, never two for one instant; a row whose
+        `since` is not before its `until` counts at none.
     """
     import ibis
 
-    known = ibis.greatest(facts.event_timestamp, facts.ingested_at)
-    known_since = facts.mutate(_known=_number(known, instants))
-    known_since = known_since.filter(known_since["_known"] < len(instants))
-    owners = _owners(identifiers, crosswalk, instants)
-    keyed = known_since.inner_join(owners, _IDENTIFIER)
-    keyed = keyed.mutate(since=ibis.greatest(keyed["_known"], keyed.since))
-    keyed = keyed.filter(keyed.since < keyed.until)
-    return keyed.select("customer_id", "since", "until", *facts.columns)
+    known = facts.filter(facts.event_timestamp < instants[-1], facts.ingested_at < instants[-1])
+    at = _number(ibis.greatest(known.event_timestamp, known.ingested_at), instants)
+    keyed = known.mutate(_known=at).inner_join(
+        _owners(identifiers, crosswalk, instants), _IDENTIFIER
+    )
+    span = {"since": ibis.greatest(keyed["_known"], keyed.since), "until": keyed.until}
+    return keyed.select("customer_id", **span, **{c: keyed[c] for c in facts.columns})
 
 
 def _number(when: Value, instants: Sequence[datetime]) -> Value:
