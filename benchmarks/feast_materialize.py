@@ -22,7 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from feast_world import START, TABLES, in_process, make_store, measured, measuring, names
+from feast_world import START, TABLES, in_process, make_store, names
+from measuring import measured, measuring
 
 PACKED = "cdp_ml.feast_stores.online.Packed"
 KINDS = ("raw", "packed", "stock")

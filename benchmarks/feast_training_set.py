@@ -14,7 +14,8 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-from feast_world import TABLES, columns, in_process, make_store, measured, measuring
+from feast_world import TABLES, columns, in_process, make_store
+from measuring import measured, measuring
 
 WAYS = {
     "by hand": "DuckDB: latest time by key, then its row",

@@ -1,17 +1,11 @@
-"""What the feature store benchmarks share: random features in a lake, stores on it, measuring.
+"""What the feature store benchmarks share: random features in a lake, and stores on it.
 
 Two views of the tables `traits_transactional` and `traits_behavioral`, 20 features each, as of
 snapshots 30 days apart.
 """
 
-import json
-import os
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,25 +116,7 @@ def make_store(folder: Path, name: str, stock: bool, online: dict[str, Any], ttl
     return store
 
 
-@contextmanager
-def measuring(**more: Any) -> Iterator[dict[str, Any]]:
-    """Print, as JSON, what the block took: CPU and wall seconds and peak memory, and `more`."""
-    found = dict(more)
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    yield found
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = sum(after[:2]) - sum(before[:2])
-    print(json.dumps({"cpu": cpu, "wall": wall, "gib": after.ru_maxrss / 2**20, **found}))
-
-
 def in_process(call: str, *arguments: Any) -> None:
     """Call a function of this module in a process of its own, whose memory goes with it."""
     code = f"import feast_world; from pathlib import PosixPath; feast_world.{call}{arguments!r}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
-
-
-def measured(script: str, *arguments: str | int | Path) -> dict[str, Any]:
-    """Run a script in a process of its own, and read what it measured."""
-    asked = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=os.environ)
-    return dict(json.loads(done.stdout.splitlines()[-1]))

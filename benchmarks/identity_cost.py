@@ -21,12 +21,9 @@ counts the links and edges in which linking what is new differs from linking all
 import argparse
 import json
 import math
-import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from measuring import measured, measuring
 
 RECORDS_A_PERSON = 2.2
 CONFIGURATION = "name: cost\nas_of: 2026-07-01\nmodels: []\nsources: {}\n"
@@ -101,19 +99,15 @@ def run_step(home: Path, keep_model: bool, days: int) -> None:
     run.con.raw_sql("SELECT 1")
     duckdb.connect().execute("SELECT 1")
     MlflowClient(tracking_uri(settings)).search_experiments()  # a store is made but once
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    report = steps.identity(run)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = sum(after[:2]) - sum(before[:2])
+    with measuring() as found:
+        report = steps.identity(run)
+        found |= report
     save(home, lake.versions, report)
-    print(json.dumps({"cpu": cpu, "wall": wall, "gib": after.ru_maxrss / 2**20, **report}))
 
 
-def measured(home: Path, keep_model: bool, days: int) -> dict[str, Any]:
+def measured_step(home: Path, keep_model: bool, days: int) -> dict[str, Any]:
     """Run the step in a process of its own."""
-    asked = [sys.executable, __file__, "--step", str(home), str(int(keep_model)), str(days)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=os.environ)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return measured(__file__, "--step", home, int(keep_model), days)
 
 
 def ids(home: Path) -> dict[str, pa.Table]:
@@ -191,18 +185,18 @@ def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
     from cdp_ml.lake import Lake
 
     whole = folder / "whole"
-    yield "first", measured(whole, False, 1), "", ""
+    yield "first", measured_step(whole, False, 1), "", ""
     before = ids(whole)["links"]
     forget_compared(whole)
     for days, (name, keep) in enumerate((("again", True), ("retrained", False)), 2):
-        row = measured(whole, keep, days)
+        row = measured_step(whole, keep, days)
         yield name, row, f"{kept(before, ids(whole)['links']):.2%}", ""
     for name, lake, keep in (("5% more", "five", True), ("1% more, retrained", "one", False)):
         home = folder / lake
-        measured(home, False, 1)
+        measured_step(home, False, 1)
         before = ids(home)["links"]
         add_the_rest(home, Lake(folder / "rest", {"records": 0}).arrow("records"))
-        row = measured(home, keep, 2)
+        row = measured_step(home, keep, 2)
         now = ids(home)
         same = str(differing(now, all_again_with_same_model(home))) if keep else ""
         yield name, row, f"{kept(before, now['links']):.2%}", same

@@ -20,15 +20,13 @@ import argparse
 import json
 import math
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from measuring import measured, taking
 
 SIZES = (10_000, 33_334, 100_000, 1_000_000)
 AS_OF = datetime(2026, 7, 1, tzinfo=UTC)
@@ -153,11 +151,9 @@ def opened(home: Path) -> tuple[Any, Any, Any, Any]:
 
 @contextmanager
 def timed(found: dict[str, Any], name: str) -> Any:
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    yield
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = sum(after[:2]) - sum(before[:2])
-    found[name] = [time.perf_counter() - started, cpu, after.ru_maxrss / 2**20]
+    with taking() as took:
+        yield
+    found[name] = [took[what] for what in ("wall", "cpu", "gib")]
 
 
 def train_step(home: Path) -> dict[str, Any]:
@@ -213,13 +209,6 @@ def score_step(home: Path) -> dict[str, Any]:
     return found
 
 
-def measured(step: str, home: Path) -> dict[str, Any]:
-    """Run a step in a process of its own."""
-    asked = [sys.executable, __file__, "--step", step, str(home)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=os.environ)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("customers", nargs="*", type=int, default=SIZES)
@@ -236,8 +225,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             home = Path(folder) / "workspace"
             make_lake(home, customers)
-            found = measured("train", home)
-            found |= measured("score", home)
+            found = measured(__file__, "--step", "train", home)
+            found |= measured(__file__, "--step", "score", home)
         cpu = found["training set"][1] + found["training"][1]
         growth = ""
         if before:

@@ -11,18 +11,14 @@ two years. CPU seconds are of the process; growth is the exponent by which they 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from measuring import measured, measuring
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 LAST = datetime(2026, 7, 1, tzinfo=UTC)
@@ -194,17 +190,8 @@ def run(way: str, folder: Path) -> None:
 
     cdp_ml.engine.connect(Engine()).raw_sql("SELECT 1")
     duckdb.connect().execute("SELECT 1")
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    rows = WAYS[way](folder)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = sum(after[:2]) - sum(before[:2])
-    print(json.dumps({"cpu": cpu, "wall": wall, "gib": after.ru_maxrss / 2**20, "rows": rows}))
-
-
-def measured(way: str, folder: Path) -> dict[str, Any]:
-    asked = [sys.executable, __file__, "--way", way, str(folder)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=os.environ)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    with measuring() as found:
+        found["rows"] = WAYS[way](folder)
 
 
 def main() -> None:
@@ -223,7 +210,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_world(Path(folder), events)
             for way in WAYS:
-                row, was = measured(way, Path(folder)), last.get(way)
+                row, was = measured(__file__, "--way", way, folder), last.get(way)
                 growth = math.log(row["cpu"] / was[1]) / math.log(events / was[0]) if was else None
                 last[way] = (events, row["cpu"])
                 cells = [f"{events:,}", way, *(f"{row[k]:.2f}" for k in ("cpu", "wall", "gib"))]

@@ -40,12 +40,13 @@ FROM crosswalk JOIN identifiers USING (source, source_record_id)
 SEMI JOIN pushed USING (identifier_type, identifier)
 """
 _THEIRS = """
+CREATE OR REPLACE TEMP TABLE theirs AS
+SELECT DISTINCT identifier_type, identifier
+FROM crosswalk JOIN identifiers USING (source, source_record_id)
+WHERE customer_id IN (SELECT customer_id FROM {asked})
+"""
+_THEIR_FACTS = """
 CREATE OR REPLACE TEMP TABLE live_{name} AS
-WITH theirs AS (
-    SELECT DISTINCT identifier_type, identifier
-    FROM crosswalk JOIN identifiers USING (source, source_record_id)
-    WHERE customer_id IN (SELECT customer_id FROM {asked})
-)
 SELECT * FROM (FROM base_{name} UNION ALL BY NAME FROM pending_{name})
 SEMI JOIN theirs USING (identifier_type, identifier)
 QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY ingested_at) = 1
@@ -315,6 +316,8 @@ class _Plan:
     """The table of the customers that are asked for."""
     statements: tuple[str, ...]
     queries: Mapping[str, str]
+    then: tuple[str, ...]
+    """How they write that instant."""
 
     @classmethod
     def of(cls, con: SQLBackend, tables: Mapping[str, Table], settings: Settings) -> _Plan:
@@ -327,7 +330,7 @@ class _Plan:
         (found,) = traits_as_of(recorder, tables, settings.profiles, [_THEN], nobody, wanted)
         (asked,) = recorder.given
         queries = dict(zip(found, recorder.queries, strict=True))
-        return cls(asked, tuple(recorder.statements), queries)
+        return cls(asked, tuple(recorder.statements), queries, _spellings(con, _THEN))
 
     def run(
         self, con: SQLBackend, customers: Sequence[str], as_of: datetime
@@ -337,10 +340,10 @@ class _Plan:
 
         asked = pa.table({"customer_id": pa.array(customers, pa.string())})
         con.create_table(self.asked, asked, temp=True, overwrite=True)
+        con.raw_sql(_THEIRS.format(asked=self.asked))
         for name in FACTS:
-            key = ", ".join(contract(name).key)
-            con.raw_sql(_THEIRS.format(name=name, key=key, asked=self.asked))
-        now = dict(zip(_spellings(con, _THEN), _spellings(con, as_of), strict=True))
+            con.raw_sql(_THEIR_FACTS.format(name=name, key=", ".join(contract(name).key)))
+        now = dict(zip(self.then, _spellings(con, as_of), strict=True))
         for statement in self.statements:
             con.raw_sql(_replaced(statement, now))
         return {

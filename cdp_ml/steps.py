@@ -74,6 +74,11 @@ class Run:
 
         return connect(self.settings.engine)
 
+    @cached_property
+    def published(self) -> dict[str, Any] | None:
+        """The last published run, which stays so until this one publishes."""
+        return last_run(self.lake.root)
+
     @property
     def run_id(self) -> str:
         """The run's id; a resumed run keeps the one it began with."""
@@ -164,24 +169,22 @@ def people_schema() -> pa.Schema:
 
 def _check_models(run: Run) -> None:
     from cdp_ml.feast_stores import feature_schemas
-    from cdp_ml.learn.clusters import clustering_parameters
-    from cdp_ml.learn.estimators import parameters
-    from cdp_ml.learn.next_category import next_parameters
-    from cdp_ml.learn.uplift import uplift_parameters
+    from cdp_ml.learn import clusters, next_category, uplift
+    from cdp_ml.learn.estimators import estimator_of, parameters, with_defaults
 
     own = {
-        "clustering": clustering_parameters,
-        "uplift": uplift_parameters,
-        "next_category": next_parameters,
+        "clustering": clusters.DEFAULTS,
+        "uplift": uplift.DEFAULTS,
+        "next_category": next_category.DEFAULTS,
     }
     services = feature_schemas(run.settings) if run.models else {}
     for name, spec in run.models.items():
         if spec.features:
             _check_features(run, spec, services)
         if spec.task in own:
-            own[spec.task](spec.estimator, name)
+            with_defaults(spec.estimator, own[spec.task], estimator_of(name))
         else:
-            parameters(spec.estimator, 0, f"models/{name}.yaml: estimator")
+            parameters(spec.estimator, 0, estimator_of(name))
 
 
 def _check_features(run: Run, spec: ModelSpec, services: dict[str, pa.Schema]) -> None:
@@ -483,7 +486,7 @@ def features(run: Run) -> Report:
 
 
 def _published_number(run: Run) -> int:
-    last = last_run(run.lake.root)
+    last = run.published
     return int(last["versions"].get("online_store", 0)) if last else 0
 
 
@@ -522,7 +525,7 @@ def _promoted_by_hand(run: Run, name: str) -> int | None:
     """The champion that people chose since the last publication, if they did."""
     from cdp_ml.learn.registry import champion_version
 
-    champion, published = champion_version(run.settings, name), last_run(run.lake.root)
+    champion, published = champion_version(run.settings, name), run.published
     served = published["versions"].get(model_key(name)) if published else None
     reported = run.report("train").get("models", {}).get(name, {}).get("version")
     return None if champion in (served, reported) else champion

@@ -12,6 +12,7 @@ from cdp_ml.config import Engine
 from cdp_ml.contracts import arrow_schema
 from cdp_ml.engine import connect
 from cdp_ml.synthetic import generate
+from cdp_ml.workspace import traits_as_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +65,17 @@ def utc(*when: int) -> dt.datetime:
 def rows(table: str, *given: dict) -> pa.Table:
     """Rows of a contract from dictionaries; columns not given are null."""
     return pa.Table.from_pylist(list(given), arrow_schema(table))
+
+
+def traits_by_key(con, tables, instants, **more):
+    """All traits from tables of an engine: one dictionary by customer and instant."""
+    found = {}
+    for built in traits_as_of(con, tables, {}, instants, **more):
+        for table in built.values():
+            for row in table.to_pylist():
+                key = (row["customer_id"], row["event_timestamp"])
+                found[key] = found.get(key, {}) | row
+    return found
 
 
 def spark_sql(expression: ibis.Expr) -> str:

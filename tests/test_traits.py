@@ -2,7 +2,7 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
-from conftest import rows, utc
+from conftest import rows, traits_by_key, utc
 
 from cdp_ml.engine import hold
 from cdp_ml.errors import ConfigError
@@ -87,13 +87,7 @@ def world(lines=(), events=(), customers=({"customer_id": "c1"},), **more):
 def computed(con, world, instants=(AS_OF,), **more):
     """The rows of all tables of traits, one dictionary a customer and instant."""
     tables = {n: hold(con, f"given_{n}", t) for n, t in world.items()}
-    found = {}
-    for built in traits_as_of(con, tables, {}, instants, **more):
-        for table in built.values():
-            for row in table.to_pylist():
-                key = (row["customer_id"], row["event_timestamp"])
-                found[key] = found.get(key, {}) | row
-    return found
+    return traits_by_key(con, tables, instants, **more)
 
 
 def traits(con, *given, customer="c1", as_of=AS_OF, **more):

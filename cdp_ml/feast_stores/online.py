@@ -84,6 +84,24 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
     def settle(self, config: RepoConfig) -> None:
         """Bring what was written to where other processes and copies find it."""
 
+    def prepare(self, config: RepoConfig, views: Sequence[str]) -> None:
+        """Make room for views, where that is needed before they are written."""
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Check that the views can be packed, make room for them, and remove former ones."""
+        for view in tables_to_keep:
+            Layout.of(view)
+        self.prepare(config, [view.name for view in tables_to_keep])
+        self.teardown(config, tables_to_delete, ())
+
     def write_table(
         self,
         config: RepoConfig,
@@ -219,25 +237,15 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         """Bring the write-ahead log into the file, which can then be moved."""
         self._connection(config).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def update(
-        self,
-        config: RepoConfig,
-        tables_to_delete: Sequence[FeatureView],
-        tables_to_keep: Sequence[FeatureView],
-        entities_to_delete: Sequence[Entity],
-        entities_to_keep: Sequence[Entity],
-        partial: bool,
-    ) -> None:
-        """Make the tables of views, and drop those of former ones."""
+    def prepare(self, config: RepoConfig, views: Sequence[str]) -> None:
+        """Make the tables of views."""
         connection = self._connection(config)
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        for view in tables_to_keep:
-            Layout.of(view)
+        for view in views:
             connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {_table(config.project, view.name)} "
+                f"CREATE TABLE IF NOT EXISTS {_table(config.project, view)} "
                 "(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
             )
-        self.teardown(config, tables_to_delete, ())
 
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
@@ -318,20 +326,6 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     def count(self, config: RepoConfig, view: str) -> int:
         """How many entities a view has."""
         return sum(map(len, _scanned(self.client(config), _prefix(config, view))))
-
-    def update(
-        self,
-        config: RepoConfig,
-        tables_to_delete: Sequence[FeatureView],
-        tables_to_keep: Sequence[FeatureView],
-        entities_to_delete: Sequence[Entity],
-        entities_to_keep: Sequence[Entity],
-        partial: bool,
-    ) -> None:
-        """Check that the views can be packed, and remove those of former ones."""
-        for view in tables_to_keep:
-            Layout.of(view)
-        self.teardown(config, tables_to_delete, ())
 
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]

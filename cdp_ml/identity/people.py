@@ -54,7 +54,7 @@ FROM (
 """
 # In the order in which `number_records` would number them. Of 10 million records two get the same
 # number in one case of 200,000.
-UNNUMBERED = "(hash({record}) >> 1)::BIGINT"
+NUMBER = "(hash({}) >> 1)::BIGINT"
 # Two given names are aliases if people of one surname and birth date, or one e-mail, bear them
 # more often than chance pairs of differing names would: pointwise mutual information.
 _ALIASES = """
@@ -104,7 +104,7 @@ def number_records(db: DuckDBPyConnection) -> dict[str, int]:
 def view_records(db: DuckDBPyConnection) -> None:
     """Make view `delivered` of `records`, with the columns of `nodes`, to take some of them."""
     _list_shared(db)
-    number = UNNUMBERED.format(record="record")
+    number = NUMBER.format("record")
     db.execute(
         f"CREATE VIEW delivered AS {_nodes(f'(SELECT {number} AS unique_id, * FROM ({_keyed()}))')}"
     )

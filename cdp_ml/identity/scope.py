@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.identity.people import UNNUMBERED
+from cdp_ml.identity.people import NUMBER
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,7 +132,7 @@ def list_certain(
     db: DuckDBPyConnection, types: Sequence[str], most: int, part: bool = False
 ) -> None:
     """Make table `certain` of the records that share an identifier: one, other, identifier_type."""
-    number = UNNUMBERED.format(record="(source || ':' || source_record_id)")
+    number = NUMBER.format("source || ':' || source_record_id")
     known = f"prints ON unique_id = {number}" if part else "nodes USING (source, source_record_id)"
     db.execute(_CERTAIN.format(records=known), {"types": list(types), "most": most})
 
@@ -141,9 +141,9 @@ def begin(db: DuckDBPyConnection, part: bool) -> None:
     """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed."""
     if part:
         db.execute(_CHANGED)
-        db.execute(_GONE_RECORDS.format(record=UNNUMBERED.format(record="record")))
-        ends = {"one": "record_l", "other": "record_r"}
-        db.execute(_FORMER.format(**{k: UNNUMBERED.format(record=v) for k, v in ends.items()}))
+        db.execute(_GONE_RECORDS.format(record=NUMBER.format("record")))
+        one, other = NUMBER.format("record_l"), NUMBER.format("record_r")
+        db.execute(_FORMER.format(one=one, other=other))
     else:
         db.execute("CREATE TABLE changed AS SELECT unique_id FROM nodes")
     db.execute("CREATE TABLE scope AS FROM changed")
@@ -210,7 +210,7 @@ def gone(db: DuckDBPyConnection, found: dict[str, pa.Table]) -> dict[str, pa.Tab
     """By table, the keys of the former rows that are not among those found now."""
     keys = {}
     for table, query in _GONE.items():
-        former = db.sql(query.format(record=UNNUMBERED.format(record="record"))).to_arrow_table()
+        former = db.sql(query.format(record=NUMBER.format("record"))).to_arrow_table()
         on = former.column_names
         db.register("now_found", found[table].select(on))
         db.register("was_found", former)

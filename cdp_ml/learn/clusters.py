@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from cdp_ml.errors import NotPromotedError
-from cdp_ml.learn.estimators import check_parameters, limited_threads
+from cdp_ml.learn.estimators import estimator_of, limited_threads, with_defaults
 from cdp_ml.learn.evaluate import Estimate
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def fit_clusters(
     """
     import numpy as np
 
-    params = clustering_parameters(given, name)
+    params = with_defaults(given, DEFAULTS, estimator_of(name))
     largest = int(params["max_clusters"])
     _check_enough(x, x, largest, name)
     random = np.random.default_rng(int(params["seed"]))
@@ -122,18 +122,6 @@ def fit_clusters(
         tried = range(int(params["min_clusters"]), largest + 1)
         found = tuple(_candidate(steps, z, sample, k, random) for k in tried)
     return _choose(found, params), found
-
-
-def clustering_parameters(
-    given: Mapping[str, int | float | str], name: str
-) -> dict[str, int | float | str]:
-    """What the specification gives, over `DEFAULTS`.
-
-    Raises:
-        ConfigError: if a parameter is unknown.
-    """
-    check_parameters(given, DEFAULTS, f"models/{name}.yaml: estimator")
-    return {**DEFAULTS, **given}
 
 
 def qualifies(candidate: Candidate, params: Mapping[str, int | float | str]) -> bool:

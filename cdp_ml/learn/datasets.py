@@ -102,9 +102,10 @@ def _campaign_split(
 
 
 def _window_split(spec: ModelSpec, as_of: datetime) -> TimeSplit:
-    from cdp_ml.learn.next_category import next_parameters
+    from cdp_ml.learn.estimators import estimator_of, with_defaults
+    from cdp_ml.learn.next_category import DEFAULTS
 
-    params = next_parameters(spec.estimator, spec.name)
+    params = with_defaults(spec.estimator, DEFAULTS, estimator_of(spec.name))
     window = timedelta(days=float(params["within_days"]))
     earlier = (as_of - back * window for back in range(2, int(params["windows"]) + 2))
     return TimeSplit(tuple(sorted(earlier)), as_of - window, as_of, window)

@@ -51,23 +51,33 @@ def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -
         ConfigError: if a parameter is unknown, or a text other than `AUTO`.
     """
     chosen = {name: value for name, value in given.items() if (name, value) != ("num_leaves", AUTO)}
-    check_parameters(chosen, DEFAULTS, origin)
+    completed = with_defaults(chosen, DEFAULTS, origin)
     leaf = max(5, min(int(DEFAULTS["min_child_samples"]), rows // 50))
     leaves = 4 if rows < 5_000 else 8 if rows < 20_000 else DEFAULTS["num_leaves"]
-    return {**DEFAULTS, "min_child_samples": leaf, "num_leaves": leaves, **chosen}
+    return {**completed, "min_child_samples": leaf, "num_leaves": leaves, **chosen}
 
 
-def check_parameters(given: Mapping[str, Any], known: Mapping[str, Any], origin: str) -> None:
-    """Refuse parameters that there are not, and texts for numbers.
+def with_defaults(
+    given: Mapping[str, int | float | str],
+    defaults: Mapping[str, int | float | str],
+    origin: str,
+) -> dict[str, int | float | str]:
+    """What a specification gives, over the defaults of its task.
 
     Raises:
-        ConfigError: if there is one; the message begins with `origin`.
+        ConfigError: if a parameter is unknown, or a text; the message begins with `origin`.
     """
     for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, known)}")
+        if name not in defaults:
+            raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, defaults)}")
         if isinstance(value, str):
             raise ConfigError(f"{origin}: {name}: must be a number, not '{value}'")
+    return {**defaults, **given}
+
+
+def estimator_of(name: str) -> str:
+    """Where a model's parameters are written, for messages."""
+    return f"models/{name}.yaml: estimator"
 
 
 @contextmanager

@@ -295,10 +295,8 @@ def _best(metrics: Mapping[str, Estimate], baselines: Mapping[str, Any], metric:
 def _verdict(
     name: str, metrics: Mapping[str, Estimate], best: str, beat_by: float
 ) -> tuple[bool, str]:
-    ours, theirs = metrics["auc"].value, metrics[f"baseline_{best}/auc"].value
-    compared = f"AUC {ours:.3f}, the best baseline ({best}) {theirs:.3f}"
-    compared += f", lead {metrics['auc_gain']}"
-    if ours - theirs <= beat_by:
+    lead, compared = _beside_best(metrics, best, "auc", "AUC")
+    if lead <= beat_by:
         return _refused(name, compared, _by_more_than(beat_by))
     rival = metrics.get("baseline_logistic/log_loss")
     if rival is not None:
@@ -319,10 +317,8 @@ def _verdict(
 def _value_verdict(
     name: str, metrics: Mapping[str, Estimate], best: str, beat_by: float
 ) -> tuple[bool, str]:
-    ours, theirs = metrics["gini"].value, metrics[f"baseline_{best}/gini"].value
-    compared = f"Gini {ours:.3f}, the best baseline ({best}) {theirs:.3f}"
-    compared += f", lead {metrics['gini_gain']}"
-    if ours - theirs <= beat_by:
+    lead, compared = _beside_best(metrics, best, "gini", "Gini")
+    if lead <= beat_by:
         return _refused(name, compared, _by_more_than(beat_by))
     bias = metrics["bias"].value
     compared += f"; predicted over actual spend {bias:.2f}"
@@ -340,6 +336,15 @@ def _value_verdict(
         if gain.low < 0:
             return _refused(name, compared, "its interval must not reach below 0")
     return True, f"{name} is promoted: {compared}."
+
+
+def _beside_best(
+    metrics: Mapping[str, Estimate], best: str, metric: str, label: str
+) -> tuple[float, str]:
+    """The lead over the best baseline, and both values in words."""
+    ours, theirs = metrics[metric].value, metrics[f"baseline_{best}/{metric}"].value
+    said = f"{label} {ours:.3f}, the best baseline ({best}) {theirs:.3f}"
+    return ours - theirs, f"{said}, lead {metrics[f'{metric}_gain']}"
 
 
 def _refused(name: str, compared: str, needed: str) -> tuple[bool, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
-from cdp_ml.learn.estimators import check_parameters, fit_lightgbm
+from cdp_ml.learn.estimators import estimator_of, fit_lightgbm, with_defaults
 from cdp_ml.learn.evaluate import Estimate, Evaluation
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def train_next(
 
     import numpy as np
 
-    params = next_parameters(given, name)
+    params = with_defaults(given, DEFAULTS, estimator_of(name))
     window = timedelta(days=float(params["within_days"]))
     names = item_names(lines, as_of)
     starts = [as_of - back * window for back in range(1, int(params["windows"]) + 2)]
@@ -423,7 +423,7 @@ def fit_ranker(
     """
     import numpy as np
 
-    params = next_parameters(given, name)
+    params = with_defaults(given, DEFAULTS, estimator_of(name))
     xs, ys, customers = [], [], 0
     for p, future in windows:
         _check_enough(p, future, name, "training")
@@ -508,18 +508,6 @@ def judge_next(
         return Evaluation(metrics, {}, True, f"{name} is promoted: {said}.")
     said += "; the lead's interval must be above 0"
     return Evaluation(metrics, {}, False, f"{name} is not promoted: {said}.")
-
-
-def next_parameters(
-    given: Mapping[str, int | float | str], name: str
-) -> dict[str, int | float | str]:
-    """What the specification gives, over `DEFAULTS`.
-
-    Raises:
-        ConfigError: if a parameter is unknown, or a text.
-    """
-    check_parameters(given, DEFAULTS, f"models/{name}.yaml: estimator")
-    return {**DEFAULTS, **given}
 
 
 # ---- the parts ----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
         ConfigError: if a parameter is unknown.
         CdpError: if `tuning` is asked for without the extra `tune`.
     """
-    origin = f"models/{spec.name}.yaml: estimator"
+    origin = estimators.estimator_of(spec.name)
     params = estimators.parameters(spec.estimator, past.num_rows, origin)
     forward = Forward(spec, past, split, features)
     given = spec.estimator.get("num_leaves", estimators.AUTO) != estimators.AUTO

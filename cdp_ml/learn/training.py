@@ -218,7 +218,7 @@ def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained
         predictor=Predictor(spec.name, 0, spec.task, features, trial.model),
         evaluation=trial.evaluation,
         parameters={
-            **uplift.uplift_parameters(spec.estimator, spec.name),
+            **_completed(spec, uplift.DEFAULTS),
             "learner": trial.model.kind,
         },
         rows={
@@ -257,7 +257,7 @@ def _train_clusters(
     former = champion if champion and champion.features == features else None
     start = former.model if former else None
     chosen, candidates = clusters.fit_clusters(x, spec.estimator, spec.name, start)
-    params = clusters.clustering_parameters(spec.estimator, spec.name)
+    params = _completed(spec, clusters.DEFAULTS)
     names = clusters.name_clusters(chosen.pipeline, features)
     if former:
         names = clusters.keep_names(chosen.pipeline, features, x, (former.model, former.clusters))
@@ -279,6 +279,13 @@ def _train_clusters(
         typical=_typical(x, features),
         excluded=excluded,
     )
+
+
+def _completed(
+    spec: ModelSpec, defaults: Mapping[str, int | float | str]
+) -> dict[str, int | float | str]:
+    origin = estimators.estimator_of(spec.name)
+    return estimators.with_defaults(spec.estimator, defaults, origin)
 
 
 def _staying(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.datasets import as_arrow, matrix
-from cdp_ml.learn.estimators import check_parameters, fit_lightgbm, limited_threads
+from cdp_ml.learn.estimators import estimator_of, fit_lightgbm, limited_threads, with_defaults
 from cdp_ml.learn.evaluate import Estimate, Evaluation
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def train_uplift(
         ConfigError: if a parameter is unknown or no number.
         NotPromotedError: if an arm is too small or no feature varies.
     """
-    params = uplift_parameters(given, name)
+    params = with_defaults(given, DEFAULTS, estimator_of(name))
     _check_learnable(experiment, name)
     with limited_threads(experiment.x):
         scores = cross_fit(experiment, params)
@@ -185,18 +185,6 @@ def train_uplift(
         said = f"{evaluation.verdict} The rule: {model}."
         evaluation = Evaluation(evaluation.metrics, evaluation.tables, evaluation.promoted, said)
     return Trial(model, evaluation, scores)
-
-
-def uplift_parameters(
-    given: Mapping[str, int | float | str], name: str
-) -> dict[str, int | float | str]:
-    """What the specification gives, over `DEFAULTS`.
-
-    Raises:
-        ConfigError: if a parameter is unknown, or a text.
-    """
-    check_parameters(given, DEFAULTS, f"models/{name}.yaml: estimator")
-    return {**DEFAULTS, **given}
 
 
 def cross_fit(

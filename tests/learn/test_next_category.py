@@ -7,12 +7,13 @@ import pytest
 
 from cdp_ml.errors import ConfigError, NotPromotedError
 from cdp_ml.learn import next_category
+from cdp_ml.learn.estimators import with_defaults
 from cdp_ml.learn.next_category import (
+    DEFAULTS,
     Purchases,
     bought_between,
     item_names,
     load_ranker,
-    next_parameters,
     order_lines,
     purchases_before,
     rank_popular,
@@ -75,13 +76,13 @@ def test_later_orders_count_more_by_hand():
     # Three orders in groups of two from the back: {latest, one before} and {the first}. Each group
     # is a mean, and so are the two groups.
     p = purchases((0, 0, 0), (0, 1, 1), (0, 2, 2))
-    params = next_parameters({"group": 2, "decay_within": 0.5, "decay_between": 0.4}, "n")
+    params = with_defaults({"group": 2, "decay_within": 0.5, "decay_between": 0.4}, DEFAULTS, "n")
     assert tifu_vectors(p, params).toarray()[0] == pytest.approx([1 / 4, 0.5 / 4, 0.4 / 2, 0])
 
 
 def test_neighbors_bring_what_the_customer_never_bought():
     p = purchases((0, 0, 0), (1, 0, 0), (1, 1, 1), (2, 0, 2))
-    found = rank_tifu(p, next_parameters({"neighbors": 1}, "n"), 3)
+    found = rank_tifu(p, with_defaults({"neighbors": 1}, DEFAULTS, "n"), 3)
     assert found.item[found.customer == 0].tolist() == [0, 1]
     assert found.rank[found.customer == 0].tolist() == [1, 2]
 

@@ -31,18 +31,18 @@ def test_the_shipped_specifications_are_valid():
     specs = [load_spec(f, ModelSpec) for f in files if f.stem != "identity"]
     assert {"purchase_30d", "churn_90d", "clusters"} <= {s.name for s in specs}
     for spec in specs:
-        if spec.task in CHECKS:
-            CHECKS[spec.task](spec.estimator, spec.name)
+        if spec.task in DEFAULTS:
+            estimators.with_defaults(spec.estimator, DEFAULTS[spec.task], spec.name)
         else:
             propensity_parameters(spec)
         if spec.task not in ("uplift", "next_category"):  # which have no snapshots
             assert split_of(spec).instants
 
 
-CHECKS = {
-    "clustering": clusters.clustering_parameters,
-    "uplift": uplift.uplift_parameters,
-    "next_category": next_category.next_parameters,
+DEFAULTS = {
+    "clustering": clusters.DEFAULTS,
+    "uplift": uplift.DEFAULTS,
+    "next_category": next_category.DEFAULTS,
 }
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
 from cdp_ml.learn import uplift
+from cdp_ml.learn.estimators import with_defaults
 from cdp_ml.learn.uplift import (
     Experiment,
     campaign_customers,
@@ -140,7 +141,7 @@ def test_a_hidden_choice_by_two_features_is_found_too():
 def test_a_stored_model_predicts_as_the_fitted_one(kind, tmp_path):
     experiment = campaign(members_gain, rows=1_000)
     experiment.x[::7, 1] = np.nan
-    model = uplift._FIT[kind](experiment, uplift.uplift_parameters(QUICK, "spring"))
+    model = uplift._FIT[kind](experiment, with_defaults(QUICK, uplift.DEFAULTS, "spring"))
     save_uplift(model, tmp_path)
     assert not list(tmp_path.glob("*.pkl"))
     loaded = load_uplift(tmp_path)

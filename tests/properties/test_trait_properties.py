@@ -2,10 +2,10 @@
 
 import datetime as dt
 
-from conftest import rows
+from conftest import rows, traits_by_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trait_worlds import AS_OF, DAY, INSTANTS, busy_world, computed, everything, shifted, worlds
+from trait_worlds import AS_OF, DAY, INSTANTS, busy_world, everything, shifted, worlds
 
 from cdp_ml.config import Engine
 from cdp_ml.engine import connect
@@ -107,4 +107,4 @@ def test_facts_delivered_twice_count_once(tmp_path):
         for name, table in world.items():
             lake.upsert(name, rows(name, *table), con)
     given = {name: lake.read(name, con) for name in world}
-    assert computed(con, given, INSTANTS[1:]) == everything(world, INSTANTS[1:])
+    assert traits_by_key(con, given, INSTANTS[1:]) == everything(world, INSTANTS[1:])

@@ -3,12 +3,11 @@
 import datetime as dt
 import random
 
-from conftest import rows, utc
+from conftest import rows, traits_by_key, utc
 from hypothesis import strategies as st
 
 from cdp_ml.config import Engine
 from cdp_ml.engine import connect, hold
-from cdp_ml.workspace import traits_as_of
 
 AS_OF = utc(2026, 7, 1)
 DAY = dt.timedelta(days=1)
@@ -117,18 +116,7 @@ def shifted(world, by):
 def everything(world, instants=INSTANTS, con=None, **more):
     """All traits of all customers of a world: one dictionary by customer and instant."""
     con = con or connect(Engine(threads=1))
-    return computed(con, held(con, world), instants, **more)
-
-
-def computed(con, tables, instants=INSTANTS, **more):
-    """All traits of all customers, from tables of an engine."""
-    found = {}
-    for built in traits_as_of(con, tables, {}, instants, **more):
-        for table in built.values():
-            for row in table.to_pylist():
-                key = (row["customer_id"], row["event_timestamp"])
-                found[key] = found.get(key, {}) | row
-    return found
+    return traits_by_key(con, held(con, world), instants, **more)
 
 
 def held(con, world):
