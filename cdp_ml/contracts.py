@@ -139,7 +139,7 @@ TABLES: dict[str, Table] = _tables(
         "compared",
         "a record as it was last compared with others",
         ("source", "source_record_id"),
-        (_SOURCE, _RECORD, Column("fingerprint", "string", "hash of what was compared")),
+        (_SOURCE, _RECORD, Column("fingerprint", "int64", "hash of what was compared")),
         purpose="identity",
     ),
     Table(

@@ -154,6 +154,44 @@ def to_arrow(table: Table | pa.Table, con: SQLBackend) -> pa.Table:
     return table if isinstance(table, pa.Table) else con.to_pyarrow(table)
 
 
+def lend(table: Table | pa.Table, name: str, con: SQLBackend, db: DuckDBPyConnection) -> None:
+    """Make a table readable in a private database; what lies in files is read there, not copied.
+
+    Args:
+        table: an expression of the engine, or rows in memory.
+        name: its name in the private database.
+        con: the engine.
+        db: of `private_connection`.
+    """
+    import pyarrow as pa
+
+    if isinstance(table, pa.Table) or con.name != "duckdb":
+        db.register(name, to_arrow(table, con))
+        return
+    sql, files = str(con.compile(table)), _views_of_files(con)
+    reads = _tables_in(sql)
+    if reads - files.keys():
+        db.register(name, to_arrow(table, con))
+        return
+    for view in reads:
+        db.execute(files[view].replace("CREATE TEMP VIEW", "CREATE OR REPLACE TEMP VIEW", 1))
+    db.execute(f"CREATE VIEW {name} AS {sql}")
+
+
+def _views_of_files(con: SQLBackend) -> dict[str, str]:
+    """By name, the SQL of the engine's views that read nothing but Parquet files."""
+    asked = "SELECT view_name, sql FROM duckdb_views() WHERE temporary AND NOT internal"
+    views = dict(con.raw_sql(asked).fetchall())
+    return {v: sql for v, sql in views.items() if " AS SELECT * FROM read_parquet(" in sql}
+
+
+def _tables_in(sql: str) -> set[str]:
+    import sqlglot
+    from sqlglot import exp
+
+    return {t.name for t in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Table)}
+
+
 def where(con: SQLBackend, table: Table, condition: str, origin: str, keep: Sequence[str]) -> Table:
     """Find the rows of `table` that satisfy an SQL condition written by a person.
 

@@ -115,9 +115,7 @@ class Lake:
         self._rewind(name)
         return self._commit(name, conform(name, rows), "append" if self.has(name) else "overwrite")
 
-    def upsert(
-        self, name: str, rows: pa.Table, con: SQLBackend, gone: pa.Table | None = None
-    ) -> dict[str, int]:
+    def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
         """Insert new rows and replace changed ones by key; write nothing if nothing changed.
 
         What was known first stays: of the columns that the contract calls `first` the earlier value
@@ -127,24 +125,43 @@ class Lake:
             name: a table of the contracts.
             rows: at most one row a key.
             con: the engine.
-            gone: keys of rows to take out.
 
         Returns:
             How many rows were `new`, `changed` and `same`.
         """
         rows = conform(name, rows)
         fresh, counts = _changed_rows(self.read(name, con), rows, name, con)
-        if counts["changed"] or (gone is not None and gone.num_rows):
+        if counts["changed"]:
             kept = self.read(name, con).anti_join(fresh, contract(name).key)
-            if gone is not None:
-                taken = con.create_table(f"_gone_{name}", gone, temp=True, overwrite=True)
-                kept = kept.anti_join(taken, gone.column_names)
             self.write(name, kept.union(fresh.select(kept.columns)))
         elif counts["new"]:
             self.append(name, fresh.to_pyarrow())
         elif not self.has(name):
             self.write(name, rows)
         return counts
+
+    def amend(
+        self, name: str, rows: pa.Table, con: SQLBackend, gone: pa.Table | None = None
+    ) -> None:
+        """Put rows in the place of those with their keys, for who knows what has changed.
+
+        Args:
+            name: a table of the contracts.
+            rows: new or changed, at most one a key.
+            con: the engine.
+            gone: keys of rows to take out besides.
+        """
+        import pyarrow as pa
+
+        key = list(contract(name).key)
+        taken = rows.select(key) if gone is None else pa.concat_tables([rows.select(key), gone])
+        keys = con.create_table(f"_taken_{name}", taken, temp=True, overwrite=True)
+        old = self.read(name, con)
+        if taken.num_rows and con.to_pyarrow(old.semi_join(keys, key).count()).as_py():
+            kept = conform(name, old.anti_join(keys, key))
+            self.write(name, pa.concat_tables([kept, conform(name, rows)]))
+        elif rows.num_rows or not self.has(name):
+            self.append(name, rows)
 
     def renew(self, name: str) -> None:
         """See the newest version of a table that others than refreshes write."""

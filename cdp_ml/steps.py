@@ -333,8 +333,8 @@ def identity(run: Run) -> Report:
     assigned = assign_customer_ids(linkage.clusters, run.read("crosswalk"), learned_at, run.con)
     for table in LINKED:
         _store_linked(run, table, linkage)
-    run.lake.upsert("crosswalk", assigned.links, run.con, assigned.unseen)
-    run.lake.upsert("identity_log", assigned.log, run.con)
+    run.lake.amend("crosswalk", assigned.links, run.con, assigned.unseen)
+    run.lake.amend("identity_log", assigned.log, run.con)
     metrics = _identity_metrics(run, linkage, assigned)
     if model:
         kept = run.report("identity")["model"]
@@ -406,7 +406,7 @@ def _store_linked(run: Run, table: str, linkage: Linkage) -> None:
     if linkage.gone is None:
         run.lake.write(table, rows)
     else:
-        run.lake.upsert(table, rows, run.con, linkage.gone[table])
+        run.lake.amend(table, rows, run.con, linkage.gone[table])
 
 
 def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[str, float]:
@@ -415,9 +415,10 @@ def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[
 
     held = run.read("crosswalk").filter(lambda t: t.valid_to.isnull())
     records = run.lake.count("records")
-    if run.con.to_pyarrow(held.count()).as_py() != records:  # some are not delivered any more
-        held = held.semi_join(run.read("records"), ["source", "source_record_id"])
-    customers = run.con.to_pyarrow(held.customer_id.nunique()).as_py()
+    linked, customers = _counted(run, held)
+    if linked != records:  # some are not delivered any more
+        delivered = held.semi_join(run.read("records"), ["source", "source_record_id"])
+        _, customers = _counted(run, delivered)
     events = pc.value_counts(assigned.log["event"]).to_pylist()
     return {
         "records": records,
@@ -430,6 +431,13 @@ def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[
         **dict.fromkeys(("created", "merged", "split"), 0),
         **{e["values"]: e["counts"] for e in events},
     }
+
+
+def _counted(run: Run, links: Table) -> tuple[int, int]:
+    """How many links and customers there are."""
+    asked = links.aggregate(links=links.count(), customers=links.customer_id.nunique())
+    found = run.con.to_pyarrow(asked).to_pylist()[0]
+    return found["links"], found["customers"]
 
 
 def profiles(run: Run) -> Report:

@@ -157,30 +157,50 @@ def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block]) -> pa.Tab
 def make_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table) -> None:
     """Make table `blocks` of the `nodes`: unique_id and, by rule, `key_0`…: null if left out."""
     db.register("large", large)
-    db.execute(f"CREATE TABLE blocks AS {block_keys(blocks, 'nodes')}")
+    db.execute(f"CREATE TABLE blocks AS {_without_large(blocks, all_keys(blocks, 'nodes'))}")
 
 
 def make_prints(db: DuckDBPyConnection, blocks: Sequence[Block], large: pa.Table) -> None:
-    """Make table `prints` of all records in one pass: as `blocks`, and with the fingerprint."""
+    """Make table `prints` of all records in one pass: unique_id, fingerprint and `all_keys`."""
     db.register("large", large)
-    db.execute(
-        f"CREATE TABLE prints AS {block_keys(blocks, 'delivered', 'unique_id, fingerprint')}"
-    )
-    db.execute("CREATE VIEW blocks AS SELECT * EXCLUDE (fingerprint) FROM prints")
+    keys = all_keys(blocks, "delivered", "unique_id, fingerprint")
+    db.execute(f"CREATE TABLE prints AS {keys}")
 
 
-def block_keys(blocks: Sequence[Block], nodes: str, columns: str = "unique_id") -> str:
-    """SQL: columns and the keys of the blocks of each node; needs table `large`."""
-    kept = "".join(
-        f", CASE WHEN key_{i} NOT IN (SELECT key FROM large WHERE block = {i}) THEN key_{i} END"
+def take_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], some: str) -> None:
+    """Make table `blocks` as `make_blocks` does, of some of the records in table `prints`.
+
+    Args:
+        db: the database.
+        blocks: the rules of the model.
+        some: what follows FROM prints.
+    """
+    keys = f"SELECT * EXCLUDE (fingerprint) FROM prints {some}"
+    db.execute(f"CREATE OR REPLACE TABLE blocks AS {_without_large(blocks, keys)}")
+
+
+def add_neighbors(db: DuckDBPyConnection, blocks: Sequence[Block]) -> None:
+    """Add the other records that share a block with one in table `blocks`."""
+    keys = (f"key_{i}" for i in range(len(blocks)))
+    shared = " OR ".join(f"{k} IN (SELECT {k} FROM blocks WHERE {k} IS NOT NULL)" for k in keys)
+    db.execute(f"""
+        INSERT INTO blocks SELECT * EXCLUDE (fingerprint) FROM prints
+        ANTI JOIN blocks USING (unique_id) WHERE {shared}
+    """)
+
+
+def _without_large(blocks: Sequence[Block], keys: str) -> str:
+    """SQL: keys, null for the blocks in table `large`."""
+    kept = ", ".join(
+        f"CASE WHEN key_{i} NOT IN (SELECT key FROM large WHERE block = {i}) THEN key_{i} END"
         f" AS key_{i}"
         for i in range(len(blocks))
     )
-    return f"SELECT {columns}{kept} FROM ({all_keys(blocks, nodes, columns)})"
+    return f"SELECT * REPLACE ({kept}) FROM ({keys})" if blocks else keys
 
 
 def all_keys(blocks: Sequence[Block], nodes: str, columns: str = "unique_id") -> str:
-    """SQL: as `block_keys`, but with the blocks that are left out."""
+    """SQL: columns and the keys of all blocks of each node, also of those that are left out."""
     hashed = "".join(f", {_key(b.keys)} AS key_{i}" for i, b in enumerate(blocks))
     return f"SELECT {columns}{hashed} FROM {nodes}"
 

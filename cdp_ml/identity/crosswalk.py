@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.engine import private_connection, to_arrow
+from cdp_ml.engine import lend, private_connection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,15 +68,17 @@ SELECT cluster, customer_id, false FROM (
 """
 _NEW_IDS = """
 INSERT INTO assigned
-SELECT cluster, customer_id, true FROM (
+WITH proposed AS (
     SELECT cluster, 'c' || left(md5(first || $salt), 16) AS customer_id, first FROM (
         SELECT cluster, source || ':' || source_record_id AS first
         FROM members ANTI JOIN assigned USING (cluster)
         QUALIFY row_number() OVER (PARTITION BY cluster ORDER BY ingested_at, first) = 1
     )
+), used AS (
+    SELECT customer_id FROM previous SEMI JOIN proposed USING (customer_id)
+    UNION SELECT customer_id FROM assigned
 )
-WHERE customer_id NOT IN (SELECT customer_id FROM previous)
-  AND customer_id NOT IN (SELECT customer_id FROM assigned)
+SELECT cluster, customer_id, true FROM proposed ANTI JOIN used USING (customer_id)
 QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY first) = 1
 """
 _LINKS = """
@@ -173,7 +175,7 @@ def assign_customer_ids(
     """
     db = private_connection(con)
     db.register("clusters", clusters)
-    db.register("previous", to_arrow(previous, con))
+    lend(previous, "previous", con, db)
     for statement in (_HELD, _MEMBERS, _OVERLAPS):
         db.execute(statement)
     db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")

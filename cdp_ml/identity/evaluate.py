@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
-from cdp_ml.engine import private_connection, to_arrow
+from cdp_ml.engine import lend, private_connection, to_arrow
 from cdp_ml.identity.model import Model
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def _cells(
 ) -> dict[str, Array]:
     """Records by customer, person (both numbered), and source; with the `unit` of each count."""
     db = private_connection(con)
-    db.register("crosswalk", to_arrow(crosswalk, con))
-    db.register("truth", to_arrow(truth, con))
+    lend(crosswalk, "crosswalk", con, db)
+    lend(truth, "truth", con, db)
     cells: dict[str, Array] = db.execute(_CELLS).fetchnumpy()
     return {**cells, "unit": _units(cells["customer"], cells["person"])}
 

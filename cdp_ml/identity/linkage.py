@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
-from cdp_ml.engine import private_connection, to_arrow
+from cdp_ml.contracts import arrow_schema
+from cdp_ml.engine import lend, private_connection
 from cdp_ml.identity import blocking, scope
 from cdp_ml.identity.clustering import (
     FORBIDDEN,
@@ -60,8 +61,9 @@ class Linkage:
         reviews: table `reviews`: what is doubtful, for people to decide.
         model: what was learned; None if there was nothing to compare.
         changed: records that are new or changed; all of them in a full run.
-        gone: by table, the keys of former rows that hold no longer. None in a full run: then all
-            rows are new, otherwise those of the records in touch with what changed.
+        gone: by table, the keys of former rows that hold no longer, or are found again. None in a
+            full run: then all rows are new, otherwise those of the records in touch with what
+            changed.
     """
 
     edges: pa.Table
@@ -140,9 +142,9 @@ def weigh(
     """
     db = private_connection(con)
     keys = ("source", "source_record_id")
-    db.register("records", to_arrow(records.select([*keys, "ingested_at", *FIELDS]), con))
+    lend(records.select([*keys, "ingested_at", *FIELDS]), "records", con, db)
     columns = [*keys, "identifier_type", "identifier"]
-    db.register("identifiers", to_arrow(identifiers.select(columns), con))
+    lend(identifiers.select(columns), "identifiers", con, db)
     if former is None:
         filled = number_records(db)
         model = model or _trained(db, spec, filled)
@@ -151,8 +153,8 @@ def weigh(
         blocking.make_prints(db, model.blocks, model.large_blocks)
     scope.list_overrides(db, overrides)
     scope.list_certain(db, spec.deterministic, spec.max_group, former is not None)
-    for name, table in (former or {}).items():
-        db.register(f"former_{name}", to_arrow(table, con))
+    for name in ("edges", "compared", "reviews"):
+        lend(former[name] if former else arrow_schema(name).empty_table(), f"former_{name}", con, db)
     scope.begin(db, former is not None)
     _weigh_all(db, spec, model, former is not None)
     return db, model
@@ -215,17 +217,15 @@ def _weigh_all(db: DuckDBPyConnection, spec: IdentitySpec, model: Model | None, 
     make_people(db, model, "(FROM delivered LIMIT 0)")
     predicted = predict(db, model)
     if part:
+        blocking.take_blocks(db, model.blocks, "SEMI JOIN changed USING (unique_id)")
+        blocking.add_neighbors(db, model.blocks)
         blocking.pair_up(db, model.blocks, spec.max_pairs, among="changed")
         scope.take_nodes(db)
         _weigh(db, model, predicted)
         scope.widen(db, bits_of(spec))
         # What changed has been compared with all.
-        db.execute("""
-            DROP VIEW blocks;
-            CREATE TABLE blocks AS
-            SELECT * EXCLUDE (fingerprint) FROM prints
-            SEMI JOIN scope USING (unique_id) ANTI JOIN changed USING (unique_id)
-        """)
+        rest = "SEMI JOIN scope USING (unique_id) ANTI JOIN changed USING (unique_id)"
+        blocking.take_blocks(db, model.blocks, rest)
     blocking.pair_up(db, model.blocks, spec.max_pairs)
     _weigh(db, model, predicted)
     _list_components(db, bits_of(spec))
@@ -365,9 +365,10 @@ SELECT record_l, record_r,
         ELSE 1 END AS match_probability,
     concat_ws('; ', nullif(reason, ''), 'same ' || identifier_type || ' identifier',
         nullif(said, '')) AS evidence,
-    coalesce(actor, 'refresh') AS actor,
-    coalesce(event_timestamp, $known_at) AS known_at
-FROM named LEFT JOIN said USING (pattern) ORDER BY one, other
+    coalesce(named.actor, 'refresh') AS actor,
+    least(f.known_at, coalesce(event_timestamp, $known_at)) AS known_at
+FROM named LEFT JOIN said USING (pattern) LEFT JOIN former_edges f USING (record_l, record_r)
+ORDER BY one, other
 """
 _CLUSTERS = """
 SELECT source, source_record_id, ingested_at, cluster, confidence
@@ -390,11 +391,14 @@ WITH open AS (
     WHERE a <> b
     QUALIFY row_number() OVER (PARTITION BY a, b ORDER BY usual, weight DESC, one, other) = 1
 )
-SELECT least(l.record, r.record) AS record_l, greatest(l.record, r.record) AS record_r,
-    why AS reason, weight AS match_weight, 1 / (1 + pow(2, -weight)) AS match_probability,
-    said AS evidence, $known_at AS known_at
-FROM apart JOIN nodes l ON one = l.unique_id JOIN nodes r ON other = r.unique_id
-LEFT JOIN said USING (pattern) ORDER BY record_l, record_r
+SELECT record_l, record_r, why AS reason, weight AS match_weight,
+    1 / (1 + pow(2, -weight)) AS match_probability, said AS evidence,
+    least(f.known_at, $known_at) AS known_at
+FROM (
+    SELECT apart.*, least(l.record, r.record) AS record_l, greatest(l.record, r.record) AS record_r
+    FROM apart JOIN nodes l ON one = l.unique_id JOIN nodes r ON other = r.unique_id
+) LEFT JOIN said USING (pattern) LEFT JOIN former_reviews f USING (record_l, record_r)
+ORDER BY record_l, record_r
 """
 
 
@@ -418,14 +422,12 @@ def _found(
         clusters=db.sql(_CLUSTERS).to_arrow_table(),
         model=model,
         changed=blocking.count_rows(db, "changed"),
-        gone=scope.gone(db, found) if part else None,
+        gone=scope.gone(db) if part else None,
     )
 
 
 def _asked(
     db: DuckDBPyConnection, table: str, query: str, given: dict[str, Any] | None = None
 ) -> pa.Table:
-    from cdp_ml.contracts import arrow_schema
-
     schema = arrow_schema(table)
     return db.sql(query, params=given).to_arrow_table().select(schema.names).cast(schema)

@@ -43,7 +43,7 @@ SELECT rowid AS row, (row_number() OVER (ORDER BY key, record) - 1)::BIGINT AS u
 FROM (SELECT rowid, hash(record) AS key, record FROM keyed)
 """
 _NODES = """
-SELECT *, hash(record, {content})::VARCHAR AS fingerprint
+SELECT *, {fingerprint} AS fingerprint
 FROM (
     SELECT k.* EXCLUDE (email, phone),
         CASE WHEN e.email IS NULL THEN k.email END AS email,
@@ -121,7 +121,8 @@ def _keyed() -> str:
 
 
 def _nodes(keyed: str) -> str:
-    return _NODES.format(keyed=keyed, content=", ".join(FIELDS))
+    fingerprint = NUMBER.format(", ".join(("record", *FIELDS)))
+    return _NODES.format(keyed=keyed, fingerprint=fingerprint)
 
 
 def learn_aliases(db: DuckDBPyConnection) -> pa.Table:

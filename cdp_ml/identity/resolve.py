@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
 from cdp_ml.contracts import PERSON_FIELDS
-from cdp_ml.engine import private_connection, to_arrow
+from cdp_ml.engine import lend, private_connection
 from cdp_ml.errors import LinkageError, nearest
 from cdp_ml.identity import blocking
 from cdp_ml.identity.model import Model
@@ -212,9 +212,9 @@ def _base(
 ) -> _Base:
     db = private_connection(con)
     keys = ("source", "source_record_id")
-    db.register("records", to_arrow(records.select([*keys, "ingested_at", *FIELDS]), con))
+    lend(records.select([*keys, "ingested_at", *FIELDS]), "records", con, db)
     links = crosswalk.select([*keys, "customer_id", "valid_to"])
-    db.register("crosswalk", to_arrow(links, con))
+    lend(links, "crosswalk", con, db)
     number_records(db)
     blocking.make_blocks(db, model.blocks, model.large_blocks)
     make_people(db, model)

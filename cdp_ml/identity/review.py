@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.engine import private_connection, to_arrow
+from cdp_ml.engine import lend, private_connection
 from cdp_ml.errors import ConfigError, LinkageError, nearest
 from cdp_ml.identity.crosswalk import assign_customer_ids
 from cdp_ml.identity.linkage import link
@@ -64,7 +64,7 @@ class Identity:
         """Answer SQL on some tables, in a database of its own."""
         db = private_connection(self.con)
         for name, table in tables.items():
-            db.register(name, to_arrow(table, self.con))
+            lend(table, name, self.con, db)
         return db.sql(query, params=params).to_arrow_table()
 
 

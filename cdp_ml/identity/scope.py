@@ -29,34 +29,35 @@ QUALIFY row_number() OVER (PARTITION BY one, other ORDER BY event_timestamp DESC
 _CERTAIN = """
 CREATE TABLE certain AS
 WITH joining AS (
-    SELECT * FROM identifiers
+    SELECT *, hash(identifier_type, identifier) AS shared FROM identifiers
     WHERE list_contains($types, identifier_type)
        OR (list_contains($types, '*') AND identifier_type IN (SELECT DISTINCT source FROM records))
 ), noted AS (
-    SELECT DISTINCT identifier_type, identifier FROM joining
+    SELECT DISTINCT shared FROM joining
     WHERE identifier_type <> source OR identifier <> source_record_id
 ), bearers AS (
-    SELECT DISTINCT identifier_type, identifier, unique_id
-    FROM joining SEMI JOIN noted USING (identifier_type, identifier)
-    JOIN {records}
+    SELECT DISTINCT identifier_type, shared, unique_id
+    FROM joining SEMI JOIN noted USING (shared) JOIN {records}
 ), grouped AS (
-    SELECT *, count(*) OVER (PARTITION BY identifier_type, identifier) AS records FROM bearers
+    SELECT *, count(*) OVER (PARTITION BY shared) AS records FROM bearers
 )
 SELECT l.unique_id AS one, r.unique_id AS other, min(identifier_type) AS identifier_type
-FROM grouped l JOIN grouped r USING (identifier_type, identifier)
+FROM grouped l JOIN grouped r USING (identifier_type, shared)
 WHERE l.records <= $most AND l.unique_id < r.unique_id
 GROUP BY ALL ORDER BY ALL
 """
-_CHANGED = """
-CREATE TABLE changed AS SELECT unique_id FROM prints ANTI JOIN former_compared USING (fingerprint)
+# A record is new, changed, gone or, by far most often, the same as before.
+_DIFFERING = """
+CREATE TABLE differing AS
+SELECT unique_id, source, source_record_id
+FROM prints p FULL JOIN former_compared f USING (fingerprint)
+WHERE p.fingerprint IS NULL OR f.fingerprint IS NULL
 """
+_CHANGED = "CREATE TABLE changed AS SELECT unique_id FROM differing WHERE unique_id IS NOT NULL"
 _GONE_RECORDS = """
 CREATE TABLE gone AS
-SELECT source, source_record_id, unique_id FROM (
-    SELECT *, {record} AS unique_id
-    FROM (SELECT *, source || ':' || source_record_id AS record FROM former_compared)
-    ANTI JOIN prints USING (fingerprint)
-) ANTI JOIN prints USING (unique_id)
+SELECT source, source_record_id, {number} AS unique_id FROM differing
+WHERE source IS NOT NULL AND {number} NOT IN (FROM changed)
 """
 _FORMER = """
 CREATE TABLE former AS
@@ -93,11 +94,20 @@ UNION SELECT unnest([one, other]) FROM otherwise
 UNION SELECT coalesce(one, other) FROM former
     WHERE (one IS NULL) <> (other IS NULL)
 """
-_TOUCHING = """
+_TIES = """
+CREATE TABLE ties AS
 SELECT one, other FROM former WHERE one IS NOT NULL AND other IS NOT NULL
 UNION ALL SELECT one, other FROM pairs WHERE weight >= $bits
 UNION ALL SELECT one, other FROM certain
 UNION ALL SELECT one, other FROM decided WHERE decision = 'must-link'
+"""
+# Those in touch with `near` who are not in scope yet.
+_NEXT = """
+CREATE OR REPLACE TABLE near AS
+SELECT DISTINCT unique_id FROM (
+    SELECT other AS unique_id FROM ties WHERE one IN (FROM near)
+    UNION ALL SELECT one FROM ties WHERE other IN (FROM near)
+) ANTI JOIN scope USING (unique_id)
 """
 _GONE = {
     "edges": """
@@ -140,8 +150,10 @@ def list_certain(
 def begin(db: DuckDBPyConnection, part: bool) -> None:
     """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed."""
     if part:
+        db.execute(_DIFFERING)
         db.execute(_CHANGED)
-        db.execute(_GONE_RECORDS.format(record=NUMBER.format("record")))
+        number = NUMBER.format("source || ':' || source_record_id")
+        db.execute(_GONE_RECORDS.format(number=number))
         one, other = NUMBER.format("record_l"), NUMBER.format("record_r")
         db.execute(_FORMER.format(one=one, other=other))
     else:
@@ -161,21 +173,11 @@ def widen(db: DuckDBPyConnection, bits: float) -> None:
         db: with table `pairs` of the changed records.
         bits: match weight from which a pair is evidence.
     """
-    import numpy as np
-    import pyarrow as pa
-    from pandas import factorize
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    seeds = db.execute(_SEEDS).fetchnumpy()["unique_id"]
-    ends = db.execute(_TOUCHING, {"bits": bits}).fetchnumpy()
-    place, ids = factorize(np.concatenate([seeds, ends["one"], ends["other"]]))
-    first, one, other = np.split(place, [len(seeds), len(seeds) + len(ends["one"])])
-    graph = coo_array((np.ones(len(one)), (one, other)), (len(ids), len(ids)))
-    label = connected_components(graph, directed=False)[1]
-    touched = ids[np.isin(label, label[first], kind="table")]
-    db.register("touched", pa.table({"unique_id": touched}))
-    db.execute("CREATE OR REPLACE TABLE scope AS FROM touched")
+    db.execute(f"CREATE OR REPLACE TABLE scope AS {_SEEDS}")
+    db.execute(_TIES, {"bits": bits})
+    db.execute("CREATE TABLE near AS FROM scope")
+    while db.execute(_NEXT).fetchall()[0][0]:
+        db.execute("INSERT INTO scope FROM near")
     db.execute(_FURTHER_NODES)
 
 
@@ -206,14 +208,7 @@ def pairs(db: DuckDBPyConnection, ids: Any, query: str, **given: float) -> dict[
     return found
 
 
-def gone(db: DuckDBPyConnection, found: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """By table, the keys of the former rows that are not among those found now."""
-    keys = {}
-    for table, query in _GONE.items():
-        former = db.sql(query.format(record=NUMBER.format("record"))).to_arrow_table()
-        on = former.column_names
-        db.register("now_found", found[table].select(on))
-        db.register("was_found", former)
-        asked = f"FROM was_found ANTI JOIN now_found USING ({', '.join(on)}) ORDER BY ALL"
-        keys[table] = db.sql(asked).to_arrow_table()
-    return keys
+def gone(db: DuckDBPyConnection) -> dict[str, pa.Table]:
+    """By table, the keys of the former rows in whose place those come that are found now."""
+    record = NUMBER.format("record")
+    return {t: db.sql(q.format(record=record)).to_arrow_table() for t, q in _GONE.items()}

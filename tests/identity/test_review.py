@@ -72,11 +72,11 @@ class World:
         for table in LINKED:
             gone = linkage.gone[table] if linkage.gone else None
             if former:
-                self.lake.upsert(table, getattr(linkage, table), self.con, gone)
+                self.lake.amend(table, getattr(linkage, table), self.con, gone)
             else:
                 self.lake.write(table, getattr(linkage, table))
-        self.lake.upsert("crosswalk", assigned.links, self.con, assigned.unseen)
-        self.lake.upsert("identity_log", assigned.log, self.con)
+        self.lake.amend("crosswalk", assigned.links, self.con, assigned.unseen)
+        self.lake.amend("identity_log", assigned.log, self.con)
         self.model = linkage.model
         return self.known
 
