@@ -25,9 +25,11 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.contracts import TRAIT_TABLES
 from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn.labels import facts_table
 from cdp_ml.learn.next_category import Ranker
-from cdp_ml.learn.report import description, parameters, write_report
+from cdp_ml.learn.report import candidates, decisive, description, parameters, write_report
 from cdp_ml.learn.score import Predictor
 from cdp_ml.learn.uplift import UpliftModel, load_uplift, save_uplift
 from cdp_ml.learn.value import ValueModel, expectation_of
@@ -35,7 +37,7 @@ from cdp_ml.learn.value import ValueModel, expectation_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from cdp_ml.config import Settings
+    from cdp_ml.config import ModelSpec, Settings
     from cdp_ml.learn.training import Trained
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -46,6 +48,7 @@ _SKOPS_TYPES = ["numpy.dtype"]
 """What loading may create beyond scikit-learn's and NumPy's own types that skops trusts."""
 _NOTE = "mlflow.note.content"
 """What MLflow's pages show as the description of a run or an experiment."""
+_VIEW, _VIEW_KEY = "The runs beside their baselines", "baselines"
 _LOCATIONS = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -84,7 +87,9 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
             return registered
         _follow_move(settings)
         experiment = _experiment(client, settings, trained.spec.name, trained.spec.description)
-        name = f"{trained.spec.name} as of {trained.split.as_of:%Y-%m-%d}"
+        _save_view(client, experiment, trained)
+        # Lists of runs show no more than the beginning.
+        name = f"{trained.split.as_of:%Y-%m-%d} {'promoted' if trained.promoted else 'refused'}"
         tags = {**_tags(trained, versions, run_id), _NOTE: description(trained)}
         with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run:
             _log_facts(client, run.info.run_id, trained, versions)
@@ -93,7 +98,7 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
                 client.log_artifacts(run.info.run_id, folder)
             model_uri = _log_model(trained)
             _log_candidates(client, experiment, run.info.run_id, trained)
-        tags = {"run_id": run_id, "training": training}
+        tags = {"run_id": run_id, "training": training, "as_of": f"{trained.split.as_of:%Y-%m-%d}"}
         version = _register(client, trained, model_uri, run.info.run_id, tags)
         client.set_registered_model_alias(trained.spec.name, CHALLENGER, str(version))
         return version
@@ -365,25 +370,68 @@ def _experiment(client: MlflowClient, settings: Settings, name: str, description
     return number
 
 
+def _save_view(client: MlflowClient, experiment: str, trained: Trained) -> None:
+    """Offer a list of runs with what decides, which MLflow's own list leaves out.
+
+    It is there in the menu of views, and behind a link in the experiment's description. MLflow
+    has no call for it: what its pages save is a tag of the experiment.
+    """
+    columns = [f"metrics.`{_valid(m)}`" for m in decisive(trained.evaluation.metrics)]
+    state = {"selectedColumns": ["attributes.`Models`", *columns]}
+    now = int(time.time() * 1000)
+    view = {"name": _VIEW, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{_VIEW_KEY}", json.dumps(view))
+    link = f"[{_VIEW}](#/experiments/{experiment}/runs?viewStateShareKey={_VIEW_KEY})"
+    client.set_experiment_tag(experiment, _NOTE, f"{trained.spec.description} {link}")
+
+
 def _log_facts(
     client: MlflowClient, run: str, trained: Trained, versions: Mapping[str, int]
 ) -> None:
     """Metrics, parameters and the tables read, in one request each."""
-    from mlflow.entities import Dataset, DatasetInput
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    values: dict[str, float] = dict(trained.rows)
-    for name, e in trained.evaluation.metrics.items():
-        values[name] = e.value
-        is_ours = "/" not in name or name.endswith("_gain")
-        if is_ours and e.low < e.high:  # the intervals of baselines are in metrics.json
-            values |= {f"{name}_low": e.low, f"{name}_high": e.high}
-    _log_values(client, run, parameters(trained), values)
+    _log_values(client, run, parameters(trained), {**logged_metrics(trained), **trained.rows})
+    read = tables_read(trained.spec)
     inputs = [
-        DatasetInput(Dataset(table, str(v), "delta_table", json.dumps({"version": v})))
-        for table, v in versions.items()
+        DatasetInput(
+            Dataset(table, f"version {v}", "delta_table", json.dumps({"version": v})),
+            [InputTag("mlflow.data.context", "training")],
+        )
+        for table in read
+        if (v := versions.get(table)) is not None
     ]
     if inputs:
         client.log_inputs(run, inputs)
+
+
+def logged_metrics(trained: Trained) -> dict[str, float]:
+    """The metrics of a run by name, with the sides of the intervals of the model's own.
+
+    The intervals of baselines are in metrics.json. What is the same for all scores, such as the
+    base rate, is there once.
+    """
+    values, found = {}, trained.evaluation.metrics
+    for name, e in found.items():
+        rival, _, metric = name.rpartition("/")
+        if rival and metric in found and found[metric] == e:
+            continue
+        values[name] = e.value
+        if rival in ("", "champion") and e.low < e.high:
+            values |= {f"{name}_low": e.low, f"{name}_high": e.high}
+    return values
+
+
+def tables_read(spec: ModelSpec) -> tuple[str, ...]:
+    """The tables from which a model is trained: of its features, outcomes and campaign."""
+    keys = ("identifiers", "crosswalk")
+    if spec.task == "next_category":
+        return ("transactions", "products", *keys)
+    if spec.task == "clustering":
+        return TRAIT_TABLES
+    campaign = ("exposures",) if spec.task == "uplift" else ()
+    products = ("products",) if spec.label.category or spec.label.product else ()
+    return (*TRAIT_TABLES, *campaign, facts_table(spec.label), *products, *keys)
 
 
 def _log_values(
@@ -508,24 +556,22 @@ def _log_uplift_model(model: UpliftModel, given: dict[str, Any]) -> str:
 
 
 def _log_candidates(client: MlflowClient, experiment: str, parent: str, trained: Trained) -> None:
-    """A child run for each number of leaves, or other parameters, that was tried."""
+    """A child run for each that was tried: numbers of leaves or of clusters, or learners."""
     from mlflow.entities import Metric, Param, RunTag
 
-    choice = trained.choice
-    for candidate in choice.candidates if choice else ():
-        changed = {k: str(v) for k, v in candidate.parameters.items()}
-        chosen = candidate.parameters == trained.parameters
-        name = f"{changed['num_leaves']} leaves" + (" (chosen)" if chosen else "")
+    for candidate in candidates(trained):
+        chosen = " (chosen)" if candidate.chosen else ""
         child = client.create_run(
-            experiment, tags={"mlflow.parentRunId": parent, "mlflow.user": "cdp-ml"}, run_name=name
+            experiment,
+            tags={"mlflow.parentRunId": parent, "mlflow.user": "cdp-ml"},
+            run_name=candidate.name + chosen,
         ).info.run_id
         now = int(time.time() * 1000)
-        measured = {**candidate.metrics, "seconds": candidate.seconds}
         client.log_batch(
             child,
-            metrics=[Metric(k, v, now, 0) for k, v in measured.items()],
-            params=[Param(f"estimator.{k}", v) for k, v in changed.items()],
-            tags=[RunTag("cdp_ml.chosen", str(chosen).lower())],
+            metrics=[Metric(k, v, now, 0) for k, v in candidate.metrics.items()],
+            params=[Param(f"estimator.{k}", v) for k, v in candidate.parameters.items()],
+            tags=[RunTag("cdp_ml.chosen", str(candidate.chosen).lower())],
         )
         client.set_terminated(child)
 

@@ -1,3 +1,4 @@
+import json
 import logging
 import pickletools
 import shutil
@@ -97,11 +98,36 @@ def test_a_run_tells_what_a_reviewer_asks(run, client):
     assert "is promoted" in run.data.tags["cdp_ml.verdict"]
     assert {"auc", "auc_low", "auc_high", "baseline_recency/auc", "ece"} <= set(run.data.metrics)
     assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {
-        "events": "1",
-        "transactions": "3",
+        "transactions": "version 3"  # events count through the traits alone
     }
+    assert run.info.run_name == "2026-07-01 promoted"
     assert run.info.status == "FINISHED"
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"model_card.md", "plots"}
+
+
+def test_the_list_of_runs_is_offered_with_what_decides(client, version):
+    experiment = client.get_experiment_by_name("purchase_30d")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.baselines"])
+    assert view["name"] == registry._VIEW
+    assert "metrics.`baseline_logistic/auc`" in json.loads(view["state"])["selectedColumns"]
+    assert "viewStateShareKey=baselines" in experiment.tags["mlflow.note.content"]
+
+
+def test_the_sides_of_intervals_are_logged_of_the_model_alone_and_what_is_common_once():
+    logged = registry.logged_metrics(fitted())
+    assert logged["auc_low"] <= logged["auc"] <= logged["auc_high"]
+    assert "baseline_logistic/auc" in logged
+    assert not [m for m in logged if m.startswith("baseline_") and m.endswith("_low")]
+    assert [m for m in logged if m.endswith("base_rate")] == ["base_rate"]
+
+
+def test_the_tables_that_a_model_is_trained_from():
+    read = registry.tables_read(fitted().spec)
+    assert read[:3] == ("traits_transactional", "traits_behavioral", "traits_profile")
+    assert {"transactions", "crosswalk"} <= set(read)
+    assert "exposures" not in read
+    assert "exposures" in registry.tables_read(fitted_uplift().spec)
+    assert set(registry.tables_read(fitted_clusters().spec)) == set(read[:3])
 
 
 def test_a_version_is_described_and_has_a_signature(client, version):
@@ -109,6 +135,7 @@ def test_a_version_is_described_and_has_a_signature(client, version):
     assert described.description.startswith(fitted().verdict)
     assert "## Limits" in described.description
     assert described.tags["promoted"] == "true"
+    assert described.tags["as_of"] == "2026-07-01"
     signature = mlflow.models.get_model_info(described.source).signature
     assert "visits_30d" in signature.inputs.input_names()
 
@@ -238,7 +265,7 @@ def test_a_workspace_can_be_copied_and_neither_copy_writes_into_the_other(
 
 def test_the_list_of_experiments_says_what_each_predicts(version, client):
     experiment = client.get_experiment_by_name("purchase_30d")
-    assert experiment.tags["mlflow.note.content"] == fitted().spec.description
+    assert experiment.tags["mlflow.note.content"].startswith(fitted().spec.description)
 
 
 def test_recording_a_run_is_silent_and_leaves_the_folder_clean(

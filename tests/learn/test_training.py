@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,8 @@ from learn_cases import (
     customers_at,
     fitted,
     fitted_clusters,
+    fitted_next,
+    fitted_uplift,
     propensity,
     split_of,
     three_kinds_of_customers,
@@ -17,7 +20,7 @@ from learn_cases import (
 from cdp_ml.config import ModelSpec, load_spec
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn import clusters, estimators, next_category, uplift
-from cdp_ml.learn.report import model_card, write_report
+from cdp_ml.learn.report import _markdown, candidates, decisive, model_card, write_report
 from cdp_ml.learn.training import train
 
 
@@ -197,7 +200,9 @@ def test_the_champion_and_the_challenger_are_compared_in_a_document(tmp_path):
     text = (tmp_path / "champion.md").read_text(encoding="utf-8")
     assert again.verdict in text
     assert "| log-loss |" in text
-    assert "0.000 [0.000, 0.000]" in text
+    (log_loss,) = [x for x in text.splitlines() if x.startswith("| log-loss |")]
+    assert log_loss.endswith("| 0 |")
+    assert "above the baseline" not in text
 
 
 def test_clusters_are_trained_without_labels():
@@ -216,12 +221,45 @@ def test_unstable_clusters_are_not_promoted():
 def test_the_model_card_shows_the_model_beside_each_baseline():
     card = model_card(fitted())
     assert card.startswith(f"# purchase_30d\n\n{fitted().verdict}\n")
-    head, auc = (
-        next(x for x in card.splitlines() if x.startswith(f"| {s} ")) for s in ("metric", "AUC")
-    )
-    assert head.split(" | ")[2] == "baseline logistic"
-    assert auc.split(" | ")[2] == f"{fitted().metrics['baseline_logistic/auc']:.3f}"
-    assert f"{fitted().metrics['auc']:.3f} (" in auc.split(" | ")[1]
+    lines = card.splitlines()
+    (own,) = [x for x in lines if x.startswith("| AUC |")]
+    auc = fitted().evaluation.metrics["auc"]
+    assert own == f"| AUC | {auc.value:.3f} | {auc.low:.3f} to {auc.high:.3f} |"
+    (head,) = [x for x in lines if x.startswith("|  | AUC |")]
+    (logistic,) = [x for x in lines if x.startswith("| logistic regression |")]
+    beside = dict(zip(head.split(" | ")[1:], logistic.split(" | ")[1:], strict=True))
+    assert beside["AUC"] == f"{fitted().metrics['baseline_logistic/auc']:.3f}"
+    assert "base rate" not in head
+
+
+def test_a_cell_has_as_many_decimals_as_it_needs():
+    table = pa.table({"x": ["a", "b"], "share": [0.5, 0.25], "mean_spend": [1234.5, 7.891]})
+    assert _markdown(table).splitlines() == [
+        "| x | share | mean spend |",
+        "|---|---:|---:|",
+        "| a | 0.500 | 1,234 |",
+        "| b | 0.250 | 7.89 |",
+    ]
+
+
+def test_what_a_training_chose_from():
+    leaves = candidates(fitted())
+    assert [c.name for c in leaves] == ["4 leaves", "8 leaves", "15 leaves", "31 leaves"]
+    assert sum(c.chosen for c in leaves) == 1
+    assert [c.name for c in candidates(fitted_clusters()) if c.chosen] == ["3 clusters"]
+    learners = {c.name: c for c in candidates(fitted_uplift())}
+    found, parameters = fitted_uplift().metrics, fitted_uplift().parameters
+    (chosen,) = [c for c in learners.values() if c.chosen]
+    assert chosen.parameters["learner"] == parameters["learner"]
+    assert chosen.metrics["qini"] == found["qini"]
+
+
+def test_runs_of_a_model_are_compared_by_what_decides():
+    assert decisive(fitted().evaluation.metrics)[:3] == ["auc", "auc_low", "auc_high"]
+    assert "baseline_logistic/auc" in decisive(fitted().evaluation.metrics)
+    for trained in (fitted(), fitted_clusters(), fitted_uplift(), fitted_next()):
+        main, _, _, *others = decisive(trained.evaluation.metrics)
+        assert {main, *others} <= set(trained.metrics)
 
 
 def test_the_report_has_its_plots_and_no_customer(tmp_path):
@@ -234,8 +272,12 @@ def test_the_report_has_its_plots_and_no_customer(tmp_path):
     }
     page = (tmp_path / "p" / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == len(plots)
+    assert page.index("class='verdict promoted'") < page.index("<table>") < page.index("<img")
+    assert page.index('alt="roc"') < page.index('alt="drift"')
     assert "<table>" in page
-    assert (tmp_path / "c" / "plots" / "profiles.png").stat().st_size > 1_000
+    drawn = {f.stem for f in (tmp_path / "c" / "plots").iterdir()}
+    assert drawn == {"profiles", "shares", "candidates"}
     for file in tmp_path.rglob("*.*"):
         if file.suffix in (".csv", ".md", ".json", ".html"):
-            assert "c123" not in file.read_text(encoding="utf-8")
+            written = re.sub(r'base64,[^"]*', "", file.read_text(encoding="utf-8"))
+            assert "c123" not in written
