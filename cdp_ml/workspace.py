@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cdp_ml.learn.datasets import TimeSplit
     from cdp_ml.learn.score import Predictor
     from cdp_ml.learn.training import Trained
+    from cdp_ml.online import Online
     from cdp_ml.traits import Keep, Trait
 
 
@@ -107,6 +108,59 @@ class Workspace:
         if not self.lake.has(name):
             raise ConfigError(f"no published table '{name}'; {nearest(name, self.tables)}")
         return self.lake.read(name, self.con)
+
+    def traits(self, *instants: datetime, customers: Sequence[str] | None = None) -> pd.DataFrame:
+        """Traits as they were known at instants, computed now from the published facts.
+
+        Args:
+            instants: with time zone; the run's by default.
+            customers: whose; by default all who were known then.
+
+        Returns:
+            customer_id, event_timestamp (the instant) and all traits.
+
+        Raises:
+            ConfigError: if an instant has no time zone.
+        """
+        asked = (self.lake, self.con, self.settings, instants or (self.as_of,), customers)
+        first, *others = (t.to_pandas() for t in build_traits_at(*asked).values())
+        for other in others:
+            first = first.merge(other, on=["customer_id", "event_timestamp"])
+        return first
+
+    def explain(self, one: str, other: str) -> dict[str, Any]:
+        """What speaks for and against two records, or customers, being one person, in bits.
+
+        `cdp_ml.identity.explain.explain` tells what is returned and raised.
+        """
+        from cdp_ml.identity.explain import explain
+
+        return explain(self.identity, one, other)
+
+    def why(self, customer: str) -> dict[str, Any]:
+        """What holds the records of a customer together, the weakest link first.
+
+        `cdp_ml.identity.explain.why` tells what is returned and raised.
+        """
+        from cdp_ml.identity.explain import why
+
+        return why(self.identity, customer)
+
+    @cached_property
+    def online(self) -> Online:
+        """The run as the API serves it, for the functions of `cdp_ml.online`; opens in a second."""
+        from cdp_ml.online import open_online
+
+        return open_online(self.settings)
+
+    def score(self, customer_id: str, model: str) -> dict[str, Any]:
+        """Score a customer online, as the API does, with the reasons.
+
+        `cdp_ml.online.score` tells what is returned and raised.
+        """
+        from cdp_ml.online import score
+
+        return score(self.online, customer_id, model)
 
     def training_set(self, model: str, as_of: datetime | None = None) -> pd.DataFrame:
         """The labeled rows of a model's snapshots, point-in-time correct, as the refresh sees them.

@@ -26,6 +26,25 @@ def test_the_champion_is_the_version_that_scored(cdp):
     np.testing.assert_allclose(champion.predict(population), scores["score"])
 
 
+def test_a_customer_is_scored_online_as_in_the_table_of_scores(cdp):
+    scores = cdp.table("scores").filter(lambda t: t.model == "purchase_30d")
+    row = scores.order_by(scores.customer_id).limit(1).to_pandas().iloc[0]
+    answer = cdp.score(row["customer_id"], "purchase_30d")
+    assert answer["score"] == pytest.approx(row["score"])
+    assert len(answer["reasons"]) == 3
+
+
+def test_what_holds_a_customer_together_and_what_speaks_for_a_pair(cdp):
+    link = cdp.table("crosswalk").limit(1).to_pandas().iloc[0]
+    record = f"{link['source']}:{link['source_record_id']}"
+    assert cdp.why(link["customer_id"])["customer_id"] == link["customer_id"]
+    assert cdp.why(record)["record"] == record
+    other = next(r for r in cdp.why(link["customer_id"])["records"] if r != record)
+    said = cdp.explain(record, other)
+    assert said["records"] == [record, other]
+    assert said["weight"] == pytest.approx(sum(step["bits"] for step in said["steps"]))
+
+
 def test_a_model_without_champion_and_one_that_is_not_there_are_said(cdp):
     with pytest.raises(NotPromotedError, match="'churn_90d' has no champion; 'cdp-ml status'"):
         cdp.model("churn_90d")
