@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cdp_ml.learn.next_category import Purchases, fit_ranker, judge_next
+from cdp_ml.learn.next_category_purchases import Purchases
+from cdp_ml.learn.next_category_training import fit_ranker, judge_next
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CDP_SHARED_DATA", ROOT.parent / "shared" / "data"))

@@ -23,7 +23,8 @@ import pandas as pd
 import pyarrow as pa
 from scipy.stats import spearmanr
 
-from cdp_ml.learn.uplift import Experiment, Trial, experiment_of, train_uplift
+from cdp_ml.learn.uplift_experiment import Experiment, experiment_of
+from cdp_ml.learn.uplift_training import Trial, train_uplift
 from cdp_ml.synthetic import generate
 
 ROOT = Path(__file__).resolve().parents[1]

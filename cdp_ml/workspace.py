@@ -590,7 +590,7 @@ def purchase_lines(lake: Lake, con: SQLBackend, spec: ModelSpec, as_of: datetime
     Returns:
         customer_id, order_id, event_timestamp, item; in a fixed order.
     """
-    from cdp_ml.learn.next_category import order_lines
+    from cdp_ml.learn.next_category_purchases import order_lines
 
     orders = _keyed(lake, con, "transactions", as_of)
     lines = order_lines(orders, lake.read("products", con), spec.item)
@@ -601,7 +601,7 @@ def _of_campaign(
     lake: Lake, con: SQLBackend, spec: ModelSpec, rows: pa.Table, as_of: datetime
 ) -> pa.Table:
     """The rows of customers who were in one arm of the model's campaign, with that arm."""
-    from cdp_ml.learn.uplift import campaign_customers
+    from cdp_ml.learn.uplift_experiment import campaign_customers
 
     held = con.create_table("_before_campaign", rows, temp=True, overwrite=True)
     exposures = _keyed(lake, con, "exposures", as_of)

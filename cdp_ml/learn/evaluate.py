@@ -7,7 +7,7 @@ scores, so that a bootstrap draw costs one pass and no sort.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,9 +110,9 @@ def auc_gain(
     import numpy as np
 
     ours, theirs = _auc_of(y, score), _auc_of(y, other)
-    drawn = [ours(w) - theirs(w) for w in _bootstrap_weights(len(y), draws, seed)]
+    drawn = [ours(w) - theirs(w) for w in bootstrap_weights(len(y), draws, seed)]
     unweighted = np.ones(len(y))
-    return _interval(ours(unweighted) - theirs(unweighted), np.array(drawn))
+    return interval(ours(unweighted) - theirs(unweighted), np.array(drawn))
 
 
 def judge_propensity(
@@ -254,15 +254,15 @@ def decile_table(y: np.ndarray, score: np.ndarray) -> pa.Table:
     number = np.bincount(bins, minlength=BINS)[::-1]
     outcomes = np.bincount(bins, y, minlength=BINS)[::-1]
     scores = np.bincount(bins, score, minlength=BINS)[::-1]
-    rate = _share(outcomes, number)
+    rate = ratio(outcomes, number)
     return pa.table(
         {
             "decile": np.arange(1, BINS + 1),
             "customers": number,
-            "mean_score": _share(scores, number),
+            "mean_score": ratio(scores, number),
             "outcome_rate": rate,
-            "lift": _share(rate, np.full(BINS, y.mean())),
-            "gain": _share(outcomes.cumsum(), np.full(BINS, y.sum())),
+            "lift": ratio(rate, np.full(BINS, y.mean())),
+            "gain": ratio(outcomes.cumsum(), np.full(BINS, y.sum())),
         }
     )
 
@@ -420,7 +420,7 @@ def _estimates(
     # In bytes: 200 draws of a million customers are 200 MB rather than 1.6 GB.
     weights = [
         np.ones(rows, "u1"),
-        *(w.astype("u1") for w in _bootstrap_weights(rows, draws, seed)),
+        *(w.astype("u1") for w in bootstrap_weights(rows, draws, seed)),
     ]
     found: dict[str, np.ndarray] = {}
     for prefix, measure in measures.items():
@@ -429,7 +429,7 @@ def _estimates(
         for metric, sign in (paired or {}).items():
             if prefix and metric in drawn[0]:
                 found[f"{prefix}{metric}_gain"] = sign * (found[metric] - found[prefix + metric])
-    return {name: _interval(values[0], values[1:]) for name, values in found.items()}
+    return {name: interval(values[0], values[1:]) for name, values in found.items()}
 
 
 def _measurer(y: np.ndarray, score: np.ndarray, probability: bool) -> Any:
@@ -448,7 +448,7 @@ def _measurer(y: np.ndarray, score: np.ndarray, probability: bool) -> Any:
         found = {
             "auc": _auc(ones, zeros),
             "average_precision": _average_precision(ones, zeros),
-            "top_decile_lift": float(_share(outcomes, number)[-1] / base) if base else 0.0,
+            "top_decile_lift": float(ratio(outcomes, number)[-1] / base) if base else 0.0,
             "base_rate": base,
         }
         found |= {k: float(weights @ v / weights.sum()) for k, v in loss.items()}
@@ -494,7 +494,7 @@ def _auc(ones: np.ndarray, zeros: np.ndarray) -> float:
 
 def _average_precision(ones: np.ndarray, zeros: np.ndarray) -> float:
     found, seen = ones[::-1].cumsum(), (ones + zeros)[::-1].cumsum()
-    return float(ones[::-1] @ _share(found, seen) / found[-1]) if found[-1] else 0.0
+    return float(ones[::-1] @ ratio(found, seen) / found[-1]) if found[-1] else 0.0
 
 
 def _equal_bins(score: np.ndarray) -> np.ndarray:
@@ -506,14 +506,16 @@ def _equal_bins(score: np.ndarray) -> np.ndarray:
     return rank * BINS // max(len(score), 1)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """One array over another; 0 where the other is 0."""
     import numpy as np
 
     shares: np.ndarray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
     return shares
 
 
-def _bootstrap_weights(rows: int, draws: int, seed: int) -> Any:
+def bootstrap_weights(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is in each draw of so many rows with replacement."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -521,7 +523,8 @@ def _bootstrap_weights(rows: int, draws: int, seed: int) -> Any:
         yield np.bincount(random.integers(0, rows, rows), minlength=rows).astype(float)
 
 
-def _interval(value: float, drawn: np.ndarray) -> Estimate:
+def interval(value: float, drawn: Sequence[float] | np.ndarray) -> Estimate:
+    """A metric with its 95% percentile interval over the draws."""
     import numpy as np
 
     low, high = np.quantile(drawn, [0.025, 0.975])

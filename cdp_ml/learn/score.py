@@ -149,7 +149,7 @@ def recommend_items(
 
     Args:
         predictor: a registered model of the task next_category.
-        lines: orders, as for `cdp_ml.learn.next_category.train_next`.
+        lines: orders, as for `cdp_ml.learn.next_category.recommend`.
         as_of: the instant, UTC; only orders before it count.
         top: items a customer, at most.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
-from cdp_ml.learn import baselines, clusters, estimators, next_category, uplift
+from cdp_ml.learn import baselines, clusters, estimators, uplift
 from cdp_ml.learn.datasets import (
     TimeSplit,
     as_arrow,
@@ -29,8 +29,12 @@ from cdp_ml.learn.evaluate import (
     judge_propensity,
     judge_value,
 )
+from cdp_ml.learn.next_category_features import FEATURES as NEXT_FEATURES
+from cdp_ml.learn.next_category_training import train_next
 from cdp_ml.learn.score import Predictor
 from cdp_ml.learn.selection import OBJECTIVES, Choice, candidates_table, choose
+from cdp_ml.learn.uplift_experiment import experiment_of
+from cdp_ml.learn.uplift_training import train_uplift
 from cdp_ml.learn.value import ValueModel
 
 if TYPE_CHECKING:
@@ -95,7 +99,7 @@ def train(
         spec: the model.
         frame: customer_id, event_timestamp, features, and label for propensities; one row for each
             eligible customer and instant (Arrow or pandas). For uplift also `arm`; for a
-            next_category the order lines of `cdp_ml.learn.next_category.train_next`.
+            next_category the order lines of `cdp_ml.learn.next_category.recommend`.
         split: the instants, of `cdp_ml.learn.datasets.time_split`.
         champion: the present champion, to compare with on the same test; clusters begin at its.
 
@@ -210,8 +214,8 @@ def _explained(predictor: Predictor, test: pa.Table) -> tuple[np.ndarray, np.nda
 
 def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:
     features, excluded = _informative(spec, table)
-    experiment = uplift.experiment_of(table, features, spec.treatment, spec.name)
-    trial = uplift.train_uplift(experiment, spec.estimator, spec.name)
+    experiment = experiment_of(table, features, spec.treatment, spec.name)
+    trial = train_uplift(experiment, spec.estimator, spec.name)
     return Trained(
         spec=spec,
         split=split,
@@ -233,8 +237,8 @@ def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained
 
 
 def _train_next(spec: ModelSpec, lines: pa.Table, split: TimeSplit) -> Trained:
-    trial = next_category.train_next(lines, split.as_of, spec.estimator, spec.name)
-    features, booster, x = next_category.FEATURES, trial.ranker.booster, trial.sample
+    trial = train_next(lines, split.as_of, spec.estimator, spec.name)
+    features, booster, x = NEXT_FEATURES, trial.ranker.booster, trial.sample
     gain = booster.feature_importance("gain")
     return Trained(
         spec=spec,

@@ -1,18 +1,27 @@
 """What a refresh does when sources and declarations change: on the starter's handful of rows."""
 
+import shutil
+
 import pytest
 
 import cdp_ml
 from cdp_ml.workspace import make_workspace
 
 
-@pytest.fixture
-def home(tmp_path):
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory):
     """The starter workspace without models, refreshed; as of the day after its last order."""
-    make_workspace(tmp_path / "my shop")
-    configure(tmp_path / "my shop", "as_of: latest", "as_of: 2026-07-01\nmodels: []")
-    cdp_ml.refresh(tmp_path / "my shop")
-    return tmp_path / "my shop"
+    home = tmp_path_factory.mktemp("starter") / "my shop"
+    make_workspace(home)
+    configure(home, "as_of: latest", "as_of: 2026-07-01\nmodels: []")
+    cdp_ml.refresh(home)
+    return home
+
+
+@pytest.fixture
+def home(refreshed, tmp_path):
+    """A copy of the refreshed workspace, to change."""
+    return shutil.copytree(refreshed, tmp_path / refreshed.name)
 
 
 def configure(home, old, new):

@@ -8,7 +8,7 @@ from conftest import ROOT
 import cdp_ml
 from cdp_ml import online
 from cdp_ml.errors import ConfigError, NotPromotedError
-from cdp_ml.learn import uplift
+from cdp_ml.learn import uplift_training
 
 UPLIFT = "spring_2026_uplift"
 QUICK = """
@@ -90,7 +90,7 @@ def test_next_items_are_judged_and_the_campaign_is_too_small(demo_workspace):
 
 def test_people_train_promote_and_roll_back(copied, monkeypatch):
     """Also what the gate refused: people may know better."""
-    monkeypatch.setattr(uplift, "FEWEST", 10)
+    monkeypatch.setattr(uplift_training, "FEWEST", 10)
     shutil.copytree(ROOT / "models", copied / "models")
     with (copied / "models" / f"{UPLIFT}.yaml").open("a") as specification:
         specification.write(QUICK)

@@ -6,23 +6,18 @@ import pyarrow as pa
 import pytest
 
 from cdp_ml.errors import ConfigError, NotPromotedError
-from cdp_ml.learn import next_category
 from cdp_ml.learn.estimators import with_defaults
-from cdp_ml.learn.next_category import (
-    DEFAULTS,
+from cdp_ml.learn.next_category import DEFAULTS, recommend
+from cdp_ml.learn.next_category_candidates import Ranked, rank_popular, rank_tifu, tifu_vectors
+from cdp_ml.learn.next_category_features import SHRINK, transitions
+from cdp_ml.learn.next_category_purchases import (
     Purchases,
     bought_between,
     item_names,
-    load_ranker,
     order_lines,
     purchases_before,
-    rank_popular,
-    rank_tifu,
-    recommend,
-    save_ranker,
-    tifu_vectors,
-    train_next,
 )
+from cdp_ml.learn.next_category_training import fit_ranker, hits, judge_next, train_next
 
 AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
 QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
@@ -96,20 +91,20 @@ def test_popular_items_fill_up_behind_the_customers_own():
 
 def test_recall_and_ndcg_by_hand():
     p = purchases((0, 0, 0), (1, 0, 1))
-    ranked = next_category.Ranked(*(np.array(a) for a in ([0, 0], [2, 3], [0.9, 0.1], [1, 2])))
+    ranked = Ranked(*(np.array(a) for a in ([0, 0], [2, 3], [0.9, 0.1], [1, 2])))
     future = np.array([[0, 3], [0, 1], [1, 1]])
     ideal = 1 + 1 / np.log2(3)
     expected = [[1 / 2, (1 / np.log2(3)) / ideal], [0, 0]]
-    assert next_category._hits(p, ranked, future, 2) == pytest.approx(np.array(expected))
+    assert hits(p, ranked, future, 2) == pytest.approx(np.array(expected))
 
 
 def test_what_follows_within_the_days_is_counted_and_nothing_later():
     p = purchases((0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 2))
-    after, beside = next_category._transitions(p, 10)
-    share = 1 / (2 + next_category.SHRINK)
+    after, beside = transitions(p, 10)
+    share = 1 / (2 + SHRINK)
     assert after.toarray()[0] == pytest.approx([0, share, share, 0])
     assert after.toarray()[1:].sum() == beside.toarray().sum() == 0
-    assert next_category._transitions(p, 9)[0].nnz == 0
+    assert transitions(p, 9)[0].nnz == 0
 
 
 def test_who_bought_cushions_is_offered_covers_and_not_cushions_again(trial):
@@ -147,8 +142,8 @@ def test_neither_the_order_of_lines_nor_doubles_count():
     lines = shop(60)
     shuffled = lines.take(np.random.default_rng(0).permutation(lines.num_rows))
     names = item_names(lines, AS_OF)
-    one, customers, _ = purchases_before(lines, AS_OF, names)
-    two, again, _ = purchases_before(pa.concat_tables([shuffled, lines]), AS_OF, names)
+    one, customers = purchases_before(lines, AS_OF, names)
+    two, again = purchases_before(pa.concat_tables([shuffled, lines]), AS_OF, names)
     assert customers.equals(again)
     for column in ("customer", "order", "item", "days"):
         assert (getattr(one, column) == getattr(two, column)).all()
@@ -156,7 +151,8 @@ def test_neither_the_order_of_lines_nor_doubles_count():
 
 def test_orders_are_counted_from_the_latest_and_lines_without_item_left_out():
     lines = bought(("a", 9, "x"), ("a", 2, "y"), ("a", 2, None), ("b", 40, "x"))
-    p, customers, names = purchases_before(lines, AS_OF, item_names(lines, AS_OF))
+    names = item_names(lines, AS_OF)
+    p, customers = purchases_before(lines, AS_OF, names)
     assert (customers.to_pylist(), names.to_pylist()) == (["a", "b"], ["x", "y"])
     assert p.order.tolist() == [0, 1, 0]
     assert p.item.tolist() == [1, 0, 0]
@@ -181,12 +177,6 @@ def test_lines_are_what_was_bought_by_category_or_product(con):
     assert [(r["customer_id"], r["order_id"], r["item"]) for r in lines] == [("a", "1", "cushions")]
     lines = con.to_pyarrow(order_lines(*tables, "product"))
     assert sorted(lines["item"].to_pylist()) == ["p", "unlisted"]
-
-
-def test_a_stored_model_recommends_as_the_trained_one(trial, tmp_path):
-    save_ranker(trial.ranker, tmp_path)
-    found = recommend(shop(), load_ranker(tmp_path), AS_OF)
-    assert found.equals(recommend(shop(), trial.ranker, AS_OF))
 
 
 @pytest.mark.parametrize(
@@ -220,8 +210,8 @@ def test_groceries_half_as_many_again_as_bought_most(shared_data, monkeypatch):
     from next_basket import tafeng
 
     (before, last), (history, future) = ((_some(p), f[f[:, 0] < 1_500]) for p, f in tafeng())
-    ranker = next_category.fit_ranker([(before, last)], {"n_estimators": 100}, "basket")
-    found = next_category.judge_next(history, future, ranker, "basket")
+    ranker = fit_ranker([(before, last)], {"n_estimators": 100}, "basket")
+    found = judge_next(history, future, ranker, "basket")
     assert found.promoted
     assert found.metrics["recall_at_10"].value > 0.13
 

@@ -9,18 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
-from cdp_ml.learn import uplift
 from cdp_ml.learn.estimators import with_defaults
-from cdp_ml.learn.uplift import (
-    Experiment,
-    campaign_customers,
-    check_randomized,
-    experiment_of,
-    load_uplift,
-    save_uplift,
-    train_uplift,
-    uplift_metrics,
-)
+from cdp_ml.learn.uplift import DEFAULTS, KINDS, fit_models, load_uplift, save_uplift
+from cdp_ml.learn.uplift_balance import check_randomized
+from cdp_ml.learn.uplift_experiment import Experiment, campaign_customers, experiment_of
+from cdp_ml.learn.uplift_metrics import uplift_metrics
+from cdp_ml.learn.uplift_training import train_uplift
 
 FEATURES = ("member", "orders", "days", "noise")
 QUICK = {"folds": 3, "repeats": 1, "n_estimators": 60, "learning_rate": 0.1}
@@ -137,11 +131,11 @@ def test_a_hidden_choice_by_two_features_is_found_too():
     assert check_randomized(campaign(members_gain, seed=2)).randomized
 
 
-@pytest.mark.parametrize("kind", [*uplift.LEARNERS, "propensity", "rule"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_stored_model_predicts_as_the_fitted_one(kind, tmp_path):
     experiment = campaign(members_gain, rows=1_000)
     experiment.x[::7, 1] = np.nan
-    model = uplift._FIT[kind](experiment, with_defaults(QUICK, uplift.DEFAULTS, "spring"))
+    model = fit_models(experiment, with_defaults(QUICK, DEFAULTS, "spring"), [kind])[kind]
     save_uplift(model, tmp_path)
     assert not list(tmp_path.glob("*.pkl"))
     loaded = load_uplift(tmp_path)
@@ -224,7 +218,7 @@ def test_hillstrom_a_rule_for_women_and_nothing_for_men(shared_data, monkeypatch
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from uplift import hillstrom
 
-    monkeypatch.setattr(uplift, "DRAWS", 100)
+    monkeypatch.setattr("cdp_ml.learn.uplift_metrics.DRAWS", 100)
     quick = {"folds": 2, "repeats": 1}
     women = train_uplift(hillstrom("Womens E-Mail"), quick, "women").evaluation
     assert women.promoted

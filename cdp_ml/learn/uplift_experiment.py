@@ -1,0 +1,84 @@
+"""A campaign as an experiment: what was known of its customers, who was treated, what they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdp_ml.errors import NotPromotedError
+from cdp_ml.learn.datasets import as_arrow, matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ibis.expr.types import Table
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A campaign's customers: what was known before, who was treated, who had the outcome.
+
+    `x` is customers x features, NaN where unknown; `treated` and `y` are 0 or 1.
+    """
+
+    x: np.ndarray
+    treated: np.ndarray
+    y: np.ndarray
+    features: tuple[str, ...]
+
+    def rows(self, chosen: np.ndarray) -> Experiment:
+        """The experiment with some of its customers, by a mask or their positions."""
+        return Experiment(self.x[chosen], self.treated[chosen], self.y[chosen], self.features)
+
+    @property
+    def arms(self) -> dict[str, np.ndarray]:
+        """The masks of the customers who were treated, and of the others: treated, control."""
+        return {"treated": self.treated == 1, "control": self.treated == 0}
+
+
+def campaign_customers(exposures: Table, campaign: str) -> Table:
+    """Who was in which arm of a campaign, and since when.
+
+    Args:
+        exposures: table `exposures` with customer_id, as of an instant (`activity_as_of`).
+        campaign: its campaign_id.
+
+    Returns:
+        customer_id, event_timestamp (the first exposure) and arm; customers whose records were in
+        several arms are left out: they show no arm's outcome.
+    """
+    inside = exposures.filter(exposures.campaign_id == campaign)
+    arms = inside.group_by("customer_id").aggregate(
+        event_timestamp=inside.event_timestamp.min(),
+        arm=inside.arm.min(),
+        arms=inside.arm.nunique(),
+    )
+    return arms.filter(arms.arms == 1).drop("arms")
+
+
+def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: str) -> Experiment:
+    """The experiment in a frame.
+
+    Args:
+        frame: customer_id, event_timestamp (of the exposure), arm, label (0 or 1) and the features
+            as known at that time; one row a customer (Arrow or pandas).
+        features: the columns to learn from.
+        treatment: the arm to compare with all others.
+        name: the model's name, for messages.
+
+    Returns:
+        The experiment, its rows by event_timestamp and customer_id.
+
+    Raises:
+        ContractError: if a column is missing.
+        NotPromotedError: if nobody or everybody was treated.
+    """
+    import pyarrow.compute as pc
+
+    table = as_arrow(frame)
+    treated = pc.equal(table["arm"], treatment).to_numpy().astype(float)
+    if not 0 < treated.sum() < len(treated):
+        raise NotPromotedError(
+            f"model '{name}': {int(treated.sum())} of {len(treated)} customers are in the arm "
+            f"'{treatment}'; an effect shows only beside customers who were left out"
+        )
+    return Experiment(matrix(table, features), treated, matrix(table, ("label",))[:, 0], features)
