@@ -1,10 +1,9 @@
-"""Small random worlds of three people whose identifiers, links and facts become known over time."""
+"""Random worlds of three people whose identifiers, links and facts become known over time."""
 
 import datetime as dt
 import random
 
 from conftest import rows, traits_by_key, utc
-from hypothesis import strategies as st
 
 from cdp_ml.config import Engine
 from cdp_ml.engine import connect, hold
@@ -14,28 +13,9 @@ DAY = dt.timedelta(days=1)
 INSTANTS = [AS_OF - 200 * DAY, AS_OF - DAY * 0.4, AS_OF]
 KINDS = ("page_view", "product_view", "cart_add", "checkout", "email_sent", "email_opened")
 
-records = st.sampled_from("123")
-keys = st.sampled_from("abcd")
-ages = st.integers(1, 3200).map(lambda quarters: quarters / 4)
-delays = st.sampled_from((0.0, 0.0, 0.0, 0.3, 40.0))
-
-
-@st.composite
-def worlds(draw):
-    """The tables that traits are computed from, as lists of rows."""
-    links = draw(st.lists(st.tuples(records, st.sampled_from("xy"), ages), max_size=6))
-    links += [(record, "xyz"[i], 900) for i, record in enumerate("123")]
-    logins = [*draw(st.lists(st.tuples(keys, records, ages), max_size=6)), ("a", "1", 850)]
-    lines = draw(st.lists(st.tuples(keys, ages, delays, st.integers(-1, 3)), max_size=12))
-    events = draw(
-        st.lists(st.tuples(keys, ages, delays, st.sampled_from(KINDS)), min_size=4, max_size=16)
-    )
-    consents = draw(st.lists(st.tuples(records, ages, st.booleans()), max_size=3))
-    return make_world(links, logins, lines, events, consents)
-
 
 def busy_world(seed=1):
-    """A world with many facts, always the same."""
+    """A world with many facts; the same for the same seed."""
     drawn = random.Random(seed)
 
     def some(count, *choices):
