@@ -143,22 +143,19 @@ class Lake:
     def amend(
         self, name: str, rows: pa.Table, con: SQLBackend, gone: pa.Table | None = None
     ) -> None:
-        """Put rows in the place of those with their keys, for who knows what has changed.
+        """Take rows out and put others in, for who knows what has changed: as `upsert`, at once.
 
         Args:
             name: a table of the contracts.
-            rows: new or changed, at most one a key.
+            rows: rows that are new, and those that replace others; at most one a key.
             con: the engine.
-            gone: keys of rows to take out besides.
+            gone: keys of the rows to take out, also of those that are replaced.
         """
         import pyarrow as pa
 
-        key = list(contract(name).key)
-        taken = rows.select(key) if gone is None else pa.concat_tables([rows.select(key), gone])
-        keys = con.create_table(f"_taken_{name}", taken, temp=True, overwrite=True)
-        old = self.read(name, con)
-        if taken.num_rows and con.to_pyarrow(old.semi_join(keys, key).count()).as_py():
-            kept = conform(name, old.anti_join(keys, key))
+        if gone is not None and gone.num_rows:
+            keys = con.create_table(f"_gone_{name}", gone, temp=True, overwrite=True)
+            kept = conform(name, self.read(name, con).anti_join(keys, gone.column_names))
             self.write(name, pa.concat_tables([kept, conform(name, rows)]))
         elif rows.num_rows or not self.has(name):
             self.append(name, rows)

@@ -333,7 +333,7 @@ def identity(run: Run) -> Report:
     assigned = assign_customer_ids(linkage.clusters, run.read("crosswalk"), learned_at, run.con)
     for table in LINKED:
         _store_linked(run, table, linkage)
-    run.lake.amend("crosswalk", assigned.links, run.con, assigned.unseen)
+    run.lake.amend("crosswalk", assigned.links, run.con, assigned.former)
     run.lake.amend("identity_log", assigned.log, run.con)
     metrics = _identity_metrics(run, linkage, assigned)
     if model:

@@ -1,7 +1,8 @@
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from cdp_ml.engine import check_condition, where
+from cdp_ml.engine import check_condition, lend, private_connection, where
 from cdp_ml.errors import ConfigError
 
 COLUMNS = ("orders_90d", "spend_90d", "city")
@@ -43,6 +44,21 @@ def test_what_cannot_be_evaluated_is_refused_without_telling_a_value(condition, 
 def test_what_is_no_condition_on_the_columns_is_refused(condition, message):
     with pytest.raises(ConfigError, match=message):
         check_condition(condition, COLUMNS, "here")
+
+
+def test_what_is_lent_is_read_where_it_lies_be_it_files_or_computed(con, tmp_path):
+    rows = pa.table({"city": ["a", "b"], "orders": [1, 2]})
+    pq.write_table(rows, tmp_path / "it's.parquet")
+    files = con.read_parquet(tmp_path / "it's.parquet")
+    db = private_connection(con)
+    lend(files.filter(files.orders > 1).select("city"), "few", con, db)
+    lend(files.join(con.create_table("held", rows), "city").select("city"), "joined", con, db)
+    lend(rows, "all_of_it", con, db)
+    found = {n: db.sql(f"SELECT city FROM {n} ORDER BY 1").fetchall() for n in ("few", "joined")}
+    assert found == {"few": [("b",)], "joined": [("a",), ("b",)]}
+    assert db.sql("SELECT sum(orders) FROM all_of_it").fetchall() == [(3,)]
+    (kept,) = db.sql("SELECT sql FROM duckdb_views() WHERE view_name = 'few'").fetchall()
+    assert "ibis_read_parquet" in kept[0]
 
 
 def test_conditions_are_translated_for_spark():

@@ -52,6 +52,21 @@ def test_upsert_inserts_new_rows_and_replaces_changed_ones(lake, con):
     assert names(lake) == {"a": "mug", "b": "big tray", "c": "pot"}
 
 
+def test_amend_takes_out_what_is_gone_and_puts_in_what_replaces_it(lake, con):
+    lake.amend("products", products(("a", "mug"), ("b", "tray"), ("c", "pot")), con)
+    gone = products(("b", ""), ("c", "")).select(["product_id"])
+    lake.amend("products", products(("b", "big tray"), ("d", "pan")), con, gone)
+    assert names(lake) == {"a": "mug", "b": "big tray", "d": "pan"}
+
+
+def test_amend_writes_nothing_where_nothing_changed(lake, con):
+    lake.amend("products", products(("a", "mug")), con)
+    before = dict(lake.versions)
+    nothing = products().select(["product_id"])
+    lake.amend("products", products(), con, nothing)
+    assert lake.versions == before
+
+
 def test_what_was_known_first_stays_when_a_row_is_corrected(lake, con):
     lake.upsert("products", products(("a", "mug"), known_at=T1), con)
     lake.upsert("products", products(("a", "cup"), known_at=T2), con)

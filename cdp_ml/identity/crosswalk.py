@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 _HELD = """
-CREATE TABLE held AS
+CREATE VIEW held AS
 SELECT source, source_record_id, customer_id, confidence, valid_from FROM previous
 WHERE valid_to IS NULL
 """
@@ -50,6 +50,14 @@ SELECT cluster, customer_id, false FROM (
 # Who bore an id that nobody bears any more gets it back: a merge that was undone.
 _RESTORE = """
 INSERT INTO assigned
+WITH borne AS (
+    SELECT cluster, customer_id, place, ingested_at, valid_to
+    FROM (FROM members ANTI JOIN assigned USING (cluster))
+    JOIN previous USING (source, source_record_id)
+), free AS (
+    SELECT * FROM borne ANTI JOIN assigned USING (customer_id)
+    ANTI JOIN (FROM held SEMI JOIN borne USING (customer_id)) USING (customer_id)
+)
 SELECT cluster, customer_id, false FROM (
     SELECT *,
         row_number() OVER (PARTITION BY cluster ORDER BY records DESC, until DESC, customer_id)
@@ -58,11 +66,7 @@ SELECT cluster, customer_id, false FROM (
     FROM (
         SELECT cluster, customer_id, count(DISTINCT place) AS records, max(valid_to) AS until,
             min(ingested_at) AS since, min(place) AS first
-        FROM (FROM members ANTI JOIN assigned USING (cluster))
-        JOIN previous USING (source, source_record_id)
-        WHERE customer_id NOT IN (SELECT customer_id FROM held)
-          AND customer_id NOT IN (SELECT customer_id FROM assigned)
-        GROUP BY ALL
+        FROM free GROUP BY ALL
     )
 ) WHERE of_cluster = 1 AND of_id = 1
 """
@@ -100,9 +104,9 @@ SELECT source, source_record_id, customer_id, confidence, valid_from_before, NUL
 FROM links WHERE before = customer_id AND confidence <> confidence_before
 ORDER BY source, source_record_id, valid_from
 """
-_UNSEEN = """
+_FORMER = """
 SELECT source, source_record_id, valid_from_before AS valid_from
-FROM links WHERE before <> customer_id AND valid_from_before >= $known_at
+FROM links WHERE before <> customer_id OR confidence <> confidence_before
 ORDER BY ALL
 """
 # An id lives as long as a record is linked to it, be it one that its source no longer delivers.
@@ -142,14 +146,15 @@ class Assignment:
     Attributes:
         links: rows of `crosswalk` that are new or changed: new records are linked since they were
             ingested, changed links are closed and opened at the run's instant.
-        unseen: keys of rows of `crosswalk` to take out: links that this very instant replaces.
+        former: keys of the rows of `crosswalk` that these replace, or that were never seen: links
+            from this very instant.
         log: rows to append to `identity_log`: `created`; `merged`, the retired id with its
             survivor; `split`, an id that lives on with the one that a part went to.
         moved: records whose customer id changed.
     """
 
     links: pa.Table
-    unseen: pa.Table
+    former: pa.Table
     log: pa.Table
     moved: int
 
@@ -190,7 +195,7 @@ def assign_customer_ids(
     moved = db.execute("SELECT count(*) FROM links WHERE before <> customer_id").fetchall()[0][0]
     return Assignment(
         links=_asked(db, "crosswalk", _CHANGES, known_at),
-        unseen=db.sql(_UNSEEN, params={"known_at": known_at}).to_arrow_table(),
+        former=db.sql(_FORMER).to_arrow_table(),
         log=_asked(db, "identity_log", _LOG, known_at),
         moved=moved,
     )

@@ -30,7 +30,6 @@ from cdp_ml.identity.clustering import (
 from cdp_ml.identity.comparisons import Kind, usable
 from cdp_ml.identity.model import Model
 from cdp_ml.identity.people import (
-    CANDIDATES,
     FIELDS,
     make_people,
     number_records,
@@ -147,14 +146,19 @@ def weigh(
     lend(identifiers.select(columns), "identifiers", con, db)
     if former is None:
         filled = number_records(db)
-        model = model or _trained(db, spec, filled)
+        if model:
+            make_people(db, model)
+        else:
+            model = _trained(db, spec, filled)  # leaves table `people`
     elif model:
         view_records(db)
         blocking.make_prints(db, model.blocks, model.large_blocks)
     scope.list_overrides(db, overrides)
     scope.list_certain(db, spec.deterministic, spec.max_group, former is not None)
     for name in ("edges", "compared", "reviews"):
-        lend(former[name] if former else arrow_schema(name).empty_table(), f"former_{name}", con, db)
+        lend(
+            former[name] if former else arrow_schema(name).empty_table(), f"former_{name}", con, db
+        )
     scope.begin(db, former is not None)
     _weigh_all(db, spec, model, former is not None)
     return db, model
@@ -212,15 +216,16 @@ def _weigh_all(db: DuckDBPyConnection, spec: IdentitySpec, model: Model | None, 
     blocking.begin(db)
     if model is None:
         return
-    if not part:
-        blocking.make_blocks(db, model.blocks, model.large_blocks)
-    make_people(db, model, "(FROM delivered LIMIT 0)")
-    predicted = predict(db, model)
     if part:
         blocking.take_blocks(db, model.blocks, "SEMI JOIN changed USING (unique_id)")
         blocking.add_neighbors(db, model.blocks)
         blocking.pair_up(db, model.blocks, spec.max_pairs, among="changed")
         scope.take_nodes(db)
+        make_people(db, model)
+    else:
+        blocking.make_blocks(db, model.blocks, model.large_blocks)
+    predicted = predict(db, model)
+    if part:
         _weigh(db, model, predicted)
         scope.widen(db, bits_of(spec))
         # What changed has been compared with all.
@@ -241,7 +246,6 @@ def _weigh(db: DuckDBPyConnection, model: Model, predicted: str) -> None:
         model: the model.
         predicted: the view of `weighing.predict`, which reads tables `people` and `candidates`.
     """
-    make_people(db, model, CANDIDATES)
     db.execute(f"""
         INSERT INTO pairs SELECT unique_id_l, unique_id_r, {weight(model)}, {pattern(model)}
         FROM {predicted}

@@ -66,18 +66,6 @@ SELECT CASE WHEN one NOT IN (SELECT unique_id FROM gone) THEN one END AS one,
     kind
 FROM (SELECT *, {one} AS one, {other} AS other FROM former_edges)
 """
-# What changed and what it is compared with; later also what is in touch with it.
-_NODES = """
-CREATE TABLE nodes AS
-SELECT * FROM delivered WHERE unique_id IN (
-    FROM changed UNION ALL SELECT join_key_l FROM candidates
-    UNION ALL SELECT join_key_r FROM candidates
-)
-"""
-_FURTHER_NODES = """
-INSERT INTO nodes
-SELECT * FROM delivered WHERE unique_id IN (FROM scope ANTI JOIN nodes USING (unique_id))
-"""
 # Besides what changed: who lost a partner, and who is joined or told apart otherwise than before.
 _SEEDS = """
 WITH sure AS (
@@ -97,24 +85,33 @@ UNION SELECT coalesce(one, other) FROM former
 _TIES = """
 CREATE TABLE ties AS
 SELECT one, other FROM former WHERE one IS NOT NULL AND other IS NOT NULL
-UNION ALL SELECT one, other FROM pairs WHERE weight >= $bits
 UNION ALL SELECT one, other FROM certain
 UNION ALL SELECT one, other FROM decided WHERE decision = 'must-link'
 """
-# Those in touch with `near` who are not in scope yet.
+# What is compared, and whoever may come into its cluster.
+_REACHED = """
+CREATE TABLE reached AS
+SELECT unique_id FROM scope UNION SELECT unnest([join_key_l, join_key_r]) FROM candidates
+"""
+_TAKEN = """
+DELETE FROM ties WHERE one NOT IN (FROM reached);
+CREATE TABLE nodes AS SELECT * FROM delivered WHERE unique_id IN (FROM reached)
+"""
+_NEW_TIES = "INSERT INTO ties SELECT one, other FROM pairs WHERE weight >= $bits"
+# Those in touch with `near` that the table does not have yet.
 _NEXT = """
 CREATE OR REPLACE TABLE near AS
 SELECT DISTINCT unique_id FROM (
     SELECT other AS unique_id FROM ties WHERE one IN (FROM near)
     UNION ALL SELECT one FROM ties WHERE other IN (FROM near)
-) ANTI JOIN scope USING (unique_id)
+) ANTI JOIN {0} USING (unique_id)
 """
 _GONE = {
     "edges": """
 SELECT record_l, record_r FROM former
 WHERE one IS NULL OR other IS NULL OR one IN (FROM scope) OR other IN (FROM scope)
 """,
-    "compared": "SELECT source, source_record_id FROM gone",
+    "compared": "SELECT source, source_record_id FROM differing WHERE source IS NOT NULL",
     "reviews": """
 WITH ends AS (
     SELECT record_l, record_r, unnest([record_l, record_r]) AS record FROM former_reviews
@@ -162,8 +159,16 @@ def begin(db: DuckDBPyConnection, part: bool) -> None:
 
 
 def take_nodes(db: DuckDBPyConnection) -> None:
-    """Make table `nodes` of what changed and of what table `candidates` compares it with."""
-    db.execute(_NODES)
+    """Make table `nodes` of all that may come into scope.
+
+    That is what changed, what table `candidates` compares it with, and what these are in touch
+    with through what was known before.
+    """
+    db.execute(f"CREATE OR REPLACE TABLE scope AS {_SEEDS}")
+    db.execute(_TIES)
+    db.execute(_REACHED)
+    _widen(db, "reached")
+    db.execute(_TAKEN)
 
 
 def widen(db: DuckDBPyConnection, bits: float) -> None:
@@ -173,12 +178,15 @@ def widen(db: DuckDBPyConnection, bits: float) -> None:
         db: with table `pairs` of the changed records.
         bits: match weight from which a pair is evidence.
     """
-    db.execute(f"CREATE OR REPLACE TABLE scope AS {_SEEDS}")
-    db.execute(_TIES, {"bits": bits})
-    db.execute("CREATE TABLE near AS FROM scope")
-    while db.execute(_NEXT).fetchall()[0][0]:
-        db.execute("INSERT INTO scope FROM near")
-    db.execute(_FURTHER_NODES)
+    db.execute(_NEW_TIES, {"bits": bits})
+    _widen(db, "scope")
+
+
+def _widen(db: DuckDBPyConnection, records: str) -> None:
+    """Widen a table of unique_id to all that are in touch by table `ties`."""
+    db.execute(f"CREATE OR REPLACE TABLE near AS FROM {records}")
+    while db.execute(_NEXT.format(records)).fetchall()[0][0]:
+        db.execute(f"INSERT INTO {records} FROM near")
 
 
 def records(db: DuckDBPyConnection) -> Any:

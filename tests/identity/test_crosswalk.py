@@ -30,10 +30,8 @@ def assign(con, clusters: dict[str, int], previous: pa.Table = EMPTY, known_at=M
     )
     found = assign_customer_ids(given, previous, known_at, con)
     key = ["source", "source_record_id", "valid_from"]
-    replaced = pa.concat_tables(
-        [found.links.select(key), found.unseen.cast(EMPTY.select(key).schema)]
-    )
-    kept = previous.join(replaced, key, join_type="left anti").select(EMPTY.column_names)
+    former = found.former.cast(EMPTY.select(key).schema)
+    kept = previous.join(former, key, join_type="left anti").select(EMPTY.column_names)
     whole = pa.concat_tables([kept, found.links]).sort_by([(k, "ascending") for k in key])
     return whole.combine_chunks(), found.log
 

@@ -75,7 +75,7 @@ class World:
                 self.lake.amend(table, getattr(linkage, table), self.con, gone)
             else:
                 self.lake.write(table, getattr(linkage, table))
-        self.lake.amend("crosswalk", assigned.links, self.con, assigned.unseen)
+        self.lake.amend("crosswalk", assigned.links, self.con, assigned.former)
         self.lake.amend("identity_log", assigned.log, self.con)
         self.model = linkage.model
         return self.known
