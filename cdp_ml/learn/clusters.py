@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from cdp_ml.errors import NotPromotedError
+from cdp_ml.errors import ConfigError, NotPromotedError
 from cdp_ml.learn.estimators import estimator_of, limited_threads, with_defaults
 from cdp_ml.learn.evaluate import Estimate
 
@@ -102,13 +102,17 @@ def fit_clusters(
         The chosen candidate, and all.
 
     Raises:
-        ConfigError: if a parameter is unknown or no number.
+        ConfigError: if a parameter is unknown, no number or out of its range.
         NotPromotedError: if there are fewer than `FEWEST` customers, or too few distinct ones.
     """
     import numpy as np
 
     params = with_defaults(given, DEFAULTS, estimator_of(name))
-    largest = int(params["max_clusters"])
+    smallest, largest = int(params["min_clusters"]), int(params["max_clusters"])
+    if smallest > largest:
+        raise ConfigError(
+            f"{estimator_of(name)}: min_clusters: {smallest} is more than max_clusters, {largest}"
+        )
     _check_enough(x, x, largest, name)
     random = np.random.default_rng(int(params["seed"]))
     with limited_threads(x):
@@ -119,7 +123,7 @@ def fit_clusters(
         z = steps.transform(x)
         _check_enough(x, z, largest, name)
         sample = _sample(z, random)
-        tried = range(int(params["min_clusters"]), largest + 1)
+        tried = range(smallest, largest + 1)
         found = tuple(_candidate(steps, z, sample, k, random) for k in tried)
     return _choose(found, params), found
 

@@ -34,6 +34,31 @@ DEFAULTS: Mapping[str, int | float | str] = {
 }
 """Parameters of LightGBM, regularized and fixed in advance rather than tuned on the test."""
 
+RANGES: Mapping[str, tuple[float, float]] = {
+    "n_estimators": (1, 100_000),
+    "num_leaves": (2, 131_072),
+    "learning_rate": (1e-6, 10),
+    "subsample": (1e-3, 1),
+    "colsample_bytree": (1e-3, 1),
+    "seed": (0, 2**31 - 1),
+    "folds": (2, 100),
+    "repeats": (1, 100),
+    "neighbors": (1, 100_000),
+    "group": (1, 10_000),
+    "decay_within": (0, 1),
+    "decay_between": (0, 1),
+    "own_share": (0, 1),
+    "candidates": (1, 10_000),
+    "within_days": (1, 3_650),
+    "windows": (1, 100),
+    "min_clusters": (2, 100),
+    "max_clusters": (2, 100),
+    "min_share": (0, 1),
+    "min_stability": (0, 1),
+    "max_inertia": (1, 100),
+}
+"""The least and most of parameters of all tasks; the others begin at 0."""
+
 
 def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -> dict[str, Any]:
     """The parameters of LightGBM: what the specification gives, over `DEFAULTS`.
@@ -65,13 +90,20 @@ def with_defaults(
     """What a specification gives, over the defaults of its task.
 
     Raises:
-        ConfigError: if a parameter is unknown, or a text; the message begins with `origin`.
+        ConfigError: if a parameter is unknown, a text, or out of its range; the message begins with
+            `origin`.
     """
     for name, value in given.items():
         if name not in defaults:
             raise ConfigError(f"{origin}: no parameter '{name}'; {nearest(name, defaults)}")
         if isinstance(value, str):
             raise ConfigError(f"{origin}: {name}: must be a number, not '{value}'")
+        if type(defaults[name]) is int and value != int(value):
+            raise ConfigError(f"{origin}: {name}: must be a whole number, not {value}")
+        least, most = RANGES.get(name, (0, float("inf")))
+        if not least <= value <= most:
+            meant = f"at least {least}" if value < least else f"at most {most}"
+            raise ConfigError(f"{origin}: {name}: must be {meant}, not {value}")
     return {**defaults, **given}
 
 

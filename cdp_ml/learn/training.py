@@ -331,6 +331,10 @@ def _labels(rows: pa.Table, name: str) -> np.ndarray:
 def _informative(spec: ModelSpec, rows: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The features with at least two values among the rows, and the others."""
     names = feature_names(spec, rows)
+    if not rows.num_rows:
+        raise NotPromotedError(
+            f"model '{spec.name}': nobody to learn from: its 'population' has no customers"
+        )
     kept = tuple(n for n in names if _varies(matrix(rows, (n,))[:, 0]))
     if not kept:
         raise NotPromotedError(

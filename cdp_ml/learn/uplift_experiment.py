@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.errors import NotPromotedError
+from cdp_ml.errors import ContractError, NotPromotedError
 from cdp_ml.learn.datasets import as_arrow, matrix
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from ibis.expr.types import Table
 
 
@@ -69,12 +70,14 @@ def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: s
         The experiment, its rows by event_timestamp and customer_id.
 
     Raises:
-        ContractError: if a column is missing.
+        ContractError: if a column is missing, or an arm or label is null.
         NotPromotedError: if nobody or everybody was treated.
     """
     import pyarrow.compute as pc
 
     table = as_arrow(frame)
+    for column in ("arm", "label"):
+        _check_complete(table, column, name)
     treated = pc.equal(table["arm"], treatment).to_numpy().astype(float)
     if not 0 < treated.sum() < len(treated):
         raise NotPromotedError(
@@ -82,3 +85,10 @@ def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: s
             f"'{treatment}'; an effect shows only beside customers who were left out"
         )
     return Experiment(matrix(table, features), treated, matrix(table, ("label",))[:, 0], features)
+
+
+def _check_complete(table: pa.Table, column: str, name: str) -> None:
+    if column not in table.column_names:
+        raise ContractError(f"model '{name}': the training frame has no column '{column}'")
+    if unknown := table[column].null_count:
+        raise ContractError(f"model '{name}': {unknown} of {table.num_rows} rows have no {column}")

@@ -207,3 +207,9 @@ def test_too_few_or_identical_customers_are_refused(x):
 def test_an_unknown_parameter_names_the_one_meant(customers):
     with pytest.raises(ConfigError, match="'max_clusters'"):
         fit_clusters(customers, {"max_cluster": 3}, "clusters")
+
+
+@pytest.mark.parametrize("given", [{"min_clusters": 5, "max_clusters": 3}, {"min_clusters": 1}])
+def test_numbers_of_clusters_that_there_cannot_be_are_refused(customers, given):
+    with pytest.raises(ConfigError, match="min_clusters: "):
+        fit_clusters(customers, given, "clusters")

@@ -184,6 +184,7 @@ def test_lines_are_what_was_bought_by_category_or_product(con):
     [
         shop(20),  # too few customers
         shop().slice(0, 0),  # none
+        shop().set_column(3, "item", pa.nulls(shop().num_rows, pa.string())),  # nothing has a name
         bought(*((f"c{i}", d, "all") for i in range(99) for d in (5, 35, 65))),  # one item
         bought(*((f"c{i}", i % 30, "xy"[i % 2]) for i in range(99))),  # nobody bought before
     ],
@@ -201,6 +202,12 @@ def test_customers_who_are_all_the_same_promote_nothing():
 def test_an_unknown_parameter_names_the_one_meant():
     with pytest.raises(ConfigError, match="'neighbors'"):
         train_next(shop(60), AS_OF, {"neighbor": 3}, "next_category")
+
+
+@pytest.mark.parametrize("given", [{"windows": 0}, {"within_days": 0}, {"neighbors": 0}])
+def test_parameters_that_make_no_sense_are_refused(given):
+    with pytest.raises(ConfigError, match="must be at least 1, not 0"):
+        train_next(shop(60), AS_OF, given, "next_category")
 
 
 def test_groceries_half_as_many_again_as_bought_most(shared_data, monkeypatch):

@@ -188,11 +188,24 @@ def test_a_missing_feature_is_named():
         experiment_of(frame(["a", "b"]), ("visits",), "a", "spring")
 
 
+@pytest.mark.parametrize("column", ["arm", "label"])
+def test_who_has_no_arm_or_outcome_is_neither_left_out_nor_guessed(column):
+    known = frame(["a", "b"])
+    values = pa.array([None, *known[column].to_pylist()[1:]])
+    unknown = known.set_column(known.column_names.index(column), column, values)
+    with pytest.raises(ContractError, match=f"1 of 400 rows have no {column}"):
+        experiment_of(unknown, ("orders",), "a", "spring")
+    with pytest.raises(ContractError, match=f"no column '{column}'"):
+        experiment_of(known.drop([column]), ("orders",), "a", "spring")
+
+
 @pytest.mark.parametrize(
     ("experiment", "said"),
     [
         (campaign(members_gain, rows=30), "needs at least"),
         (campaign(lambda x: -anyway(x)), "needs at least 50 with it"),  # none if treated
+        (campaign(lambda x: 1 - anyway(x)), "and 50 without"),  # all if treated
+        (campaign(members_gain, treat=lambda x: np.full(len(x), 0.01)), "arm 'treated' has"),
         (Experiment(np.ones((400, 2)), *(np.arange(400) // n % 2 for n in (1, 2)), ("a", "b")),
          "none of its 2 features varies"),
     ],
@@ -212,6 +225,20 @@ def test_unknown_features_and_values_are_borne():
 def test_an_unknown_parameter_names_the_one_meant():
     with pytest.raises(ConfigError, match="'repeats'"):
         train_uplift(campaign(members_gain, rows=500), {"repeat": 3}, "spring")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"folds": 1}, "folds: must be at least 2, not 1"),
+        ({"repeats": 0}, "repeats: must be at least 1"),
+        ({"n_estimators": 2.5}, "n_estimators: must be a whole number"),
+        ({"subsample": 3}, "subsample: must be at most 1"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(given, said):
+    with pytest.raises(ConfigError, match=f"models/spring.yaml: estimator: {said}"):
+        train_uplift(campaign(members_gain, rows=500), given, "spring")
 
 
 def test_hillstrom_a_rule_for_women_and_nothing_for_men(shared_data, monkeypatch):
