@@ -183,18 +183,28 @@ def _models_against_truth(models: dict[str, Any]) -> RichTable:
         "model",
         ">customers",
         ">AUC",
-        ">the truth's AUC",
-        ">attained share",
+        ">best for an observer",
+        ">attained",
+        ">best if all were known",
+        ">attained",
         ">ECE",
     )
     for name, m in models.items():
-        share = f"{m['attained']:.1%}"
         table.add_row(
             name,
             f"{m['customers']:,}",
-            *(f"{m['auc']:.3f}", f"{m['auc_truth']:.3f}", share, f"{m['ece']:.3f}"),
+            f"{m['auc']:.3f}",
+            *_best_and_share(m.get("auc_observer"), m.get("attained_observer")),
+            *_best_and_share(m["auc_truth"], m["attained"]),
+            f"{m['ece']:.3f}",
         )
     return table
+
+
+def _best_and_share(best: float | None, attained: float | None) -> tuple[str, str]:
+    if best is None or attained is None:
+        return "", ""
+    return f"{best:.3f}", f"{attained:.1%}"
 
 
 def render_tables(name: str | None) -> RenderableType:

@@ -31,6 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cdp_ml.contracts import PERSON_FIELDS, arrow_schema
+from cdp_ml.observer import Calendar, Habits, Seen, purchase_probability
 
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
@@ -50,6 +51,9 @@ CAMPAIGN_DAYS = 30
 COMPANION_DAYS = 30
 COMPANION_SHARE = 0.5  # of the orders soon after a main product: go for its companion
 ANONYMOUS_RECEIPTS = 0.12  # for each receipt with a card
+MAILED_AT = 7 * 3600  # seconds after midnight
+LOG_IN = 0.3  # of the visits without an order, of people who log in at all
+HABITS = Habits()
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,11 @@ class Clock:
         return self.days - CAMPAIGN_DAYS_BEFORE_END
 
     @property
+    def mailings(self) -> Array:
+        """The days of the weekly mailings."""
+        return np.arange(3, self.days, 7)
+
+    @property
     def end(self) -> Any:
         """The midnight at which the history ends."""
         return (self.start + self.days).astype("M8[s]")
@@ -224,6 +233,7 @@ class World:
     lines: Columns
     cookies: Columns
     sessions: Columns
+    mails: Columns
 
 
 def generate(
@@ -298,8 +308,9 @@ def _world(stream: Stream, people: int, clock: Clock) -> World:
     lines = _lines(stream("lines"), persons, orders)
     cookies = _cookies(stream("cookies"), persons)
     sessions = _sessions(stream("sessions"), persons, orders, lines, cookies, clock)
+    mails = _mails(stream("mails"), persons, records["newsletter"], clock)
     products = _products(stream("products"))
-    return World(clock, products, persons, records, orders, lines, cookies, sessions)
+    return World(clock, products, persons, records, orders, lines, cookies, sessions, mails)
 
 
 # ---- chance and time ----------------------------------------------------------------------------
@@ -566,23 +577,27 @@ def _memberships(rng: Rng, people: int) -> Columns:
 def _behavior(rng: Rng, persons: Columns, clock: Clock) -> Columns:
     """The hidden traits. `rate` is in orders a day, `quits` the daily chance to leave for good."""
     rows, shop, pos = len(persons["shop"]), persons["shop"], persons["pos"]
-    taste = rng.gamma(1.2, 1 / 55, rows)
-    quits = np.clip(rng.gamma(2.0, 1 / 1300, rows), 1e-5, 0.02)
+    taste = rng.gamma(*HABITS.rate, rows)
+    quits = np.clip(rng.gamma(*HABITS.quits, rows), *HABITS.quits_within)
     joined = rng.integers(clock.days - 1095, clock.days - 1, rows)
-    sensitivity = rng.beta(2, 3, rows)
+    sensitivity = rng.beta(*HABITS.sensitivity, rows)
+    interest = rng.lognormal(*HABITS.interest, rows)
+    base, slope, spread = HABITS.effect
     return {
         "joined": joined,
         "churned": joined + 1 + rng.geometric(quits),
         "rate": np.where(shop | pos, taste, 0.0),
         "quits": quits,
-        "visit_rate": np.where(persons["browses"], 0.02 + taste * rng.lognormal(0.7, 0.3, rows), 0),
+        "visit_rate": np.where(persons["browses"], HABITS.visits + taste * interest, 0),
         "web_share": np.where(pos, np.where(shop, rng.beta(2, 2, rows), 0.0), 1.0),
         "basket": rng.beta(2, 2, rows),
-        "engagement": rng.beta(2, 3, rows),
+        "engagement": rng.beta(*HABITS.engagement, rows),
         "discount_sensitivity": sensitivity,
         "returns": rng.beta(1, 15, rows),
         "affinity": rng.dirichlet(np.full(len(CATEGORIES), 0.6), rows),
-        "effect": np.clip(2.4 * sensitivity - 0.35 + rng.normal(0, 0.2, rows), -0.5, 2.5),
+        "effect": np.clip(
+            base + slope * sensitivity + rng.normal(0, spread, rows), *HABITS.effect_within
+        ),
     }
 
 
@@ -756,7 +771,8 @@ def _lines(rng: Rng, persons: Columns, orders: Columns) -> Columns:
     purpose = _with_companions(rng, orders, _categories(rng, persons, orders["taste"]))
     aside = (number > 0) & (rng.random(len(order)) < 0.5)
     category = np.where(aside, _categories(rng, persons, taste), purpose[order])
-    tempted = rng.random(len(order)) < 0.1 + 0.6 * persons["discount_sensitivity"][taste]
+    base, slope = HABITS.discounts
+    tempted = rng.random(len(order)) < base + slope * persons["discount_sensitivity"][taste]
     share = rng.choice([0.05, 0.1, 0.1, 0.15, 0.2, 0.3, 0.5], len(order))
     return {
         "order": order,
@@ -816,12 +832,13 @@ def _sessions(
     wish = _goods(rng, persons, idle, _categories(rng, persons, idle))
     person = np.concatenate([idle, orders["person"][seen]])
     buys = np.arange(len(person)) >= len(idle)
-    log_in = rng.random(len(person)) < np.where(buys, 0.9, 0.3)
+    log_in = rng.random(len(person)) < np.where(buys, 0.9, LOG_IN)
     draw = (rng.random(len(person)) * cookies["count"][person]).astype(int)
     starts_at = clock.instant(day, _daytime(rng, len(day)))
     ahead = orders["at"][seen] - np.timedelta64(600, "s")
     return {
         "person": person,
+        "day": np.concatenate([day, orders["day"][seen]]),
         "at": np.concatenate([starts_at, ahead]),
         "product": np.concatenate([wish, lines["product"][starts[seen]]]),
         "buys": buys,
@@ -829,6 +846,22 @@ def _sessions(
         "logged_in": log_in & persons["logs_in"][person],
         "cookie": cookies["first"][person] + draw,
     }
+
+
+def _mails(rng: Rng, persons: Columns, subscribers: Columns, clock: Clock) -> Columns:
+    """Weekly mailings, each to a sample of the subscribers; who has left hardly opens any."""
+    sent_at = clock.instant(clock.mailings, np.full(len(clock.mailings), MAILED_AT))
+    due = (subscribers["created"][:, None] < sent_at) & (subscribers["person"] >= 0)[:, None]
+    subscriber, week = np.nonzero(due & (rng.random(due.shape) < 0.4))
+    person, day = subscribers["person"][subscriber], clock.mailings[week]
+    alive = persons["churned"][person] > day
+    share = persons["engagement"][person] * np.where(alive, 1.0, HABITS.opens_after_leaving)
+    opened = rng.random(len(person)) < share
+    clicked = opened & (rng.random(len(person)) < 0.2)
+    return {
+        "subscriber": subscriber, "person": person, "day": day, "week": week,
+        "opened": opened, "clicked": clicked,
+    }  # fmt: skip
 
 
 # ---- the files of the silos ---------------------------------------------------------------------
@@ -1052,37 +1085,35 @@ def _newsletter(rng: Rng, world: World) -> dict[str, pa.Table]:
         "signup_at": _local(subscribers["created"], "%Y-%m-%d %H:%M:%S"),
         "status": status,
     })  # fmt: skip
-    events = _redelivered(rng, _mailings(rng, world))
+    events = _redelivered(rng, _mail_events(rng, world))
     return {"newsletter/subscribers.csv": table, "newsletter/events.csv": events}
 
 
-def _mailings(rng: Rng, world: World) -> pa.Table:
-    """Weekly mailings, each to a sample of the subscribers; who has left hardly opens any."""
-    subscribers, persons, clock = world.records["newsletter"], world.persons, world.clock
-    mailing = np.arange(3, clock.days, 7)
-    sent_at = clock.instant(mailing, np.full(len(mailing), 7 * 3600))
-    due = (subscribers["created"][:, None] < sent_at) & (subscribers["person"] >= 0)[:, None]
-    who, week = np.nonzero(due & (rng.random(due.shape) < 0.4))
-    person, at = subscribers["person"][who], sent_at[week]
-    alive = persons["churned"][person] > mailing[week]
-    opened = rng.random(len(who)) < persons["engagement"][person] * np.where(alive, 1.0, 0.08)
-    clicked = opened & (rng.random(len(who)) < 0.2)
-    hours = rng.exponential(6 * 3600, len(who)).astype("m8[s]")
-    parts = [np.arange(len(who)), np.flatnonzero(opened), np.flatnonzero(clicked)]
+def _mail_events(rng: Rng, world: World) -> pa.Table:
+    """What happened to the mails: sent, opened some hours later, clicked."""
+    mails, clock = world.mails, world.clock
+    hours = rng.exponential(6 * 3600, len(mails["day"])).astype("m8[s]")
+    parts = [
+        np.arange(len(hours)),
+        np.flatnonzero(mails["opened"]),
+        np.flatnonzero(mails["clicked"]),
+    ]
     mail = np.concatenate(parts)
     kind = np.repeat(np.arange(3), [len(part) for part in parts])
-    at = at[mail] + np.where(kind > 0, hours[mail], 0) + np.where(kind > 1, 40, 0)
+    sent_at = clock.instant(mails["day"], np.full(len(hours), MAILED_AT))
+    at = sent_at[mail] + np.where(kind > 0, hours[mail], 0) + np.where(kind > 1, 40, 0)
     order = np.flatnonzero(at < clock.end)
     order = order[np.argsort(at[order], kind="stable")]
     shown = at[order]
     shown[_some(rng, len(order), ERRORS.future)] = np.datetime64("2062-01-01T12:00:00")
-    campaigns = np.strings.add("weekly_", sent_at.astype("M8[D]").astype(str))
+    campaigns = np.strings.add("weekly_", sent_at[mail[order]].astype("M8[D]").astype(str))
+    subscriber = mails["subscriber"][mail[order]]
     return pa.table({
         "event_id": _ids("E", len(order)),
-        "subscriber_id": _taken(subscribers["id"], who[mail[order]]),
+        "subscriber_id": _taken(world.records["newsletter"]["id"], subscriber),
         "type": _taken(np.array(["email_sent", "email_opened", "email_clicked"]), kind[order]),
         "at": _local(shown, "%Y-%m-%d %H:%M:%S"),
-        "campaign": _taken(campaigns, week[mail[order]]),
+        "campaign": pa.array(campaigns, pa.string()),
     })  # fmt: skip
 
 
@@ -1228,7 +1259,7 @@ def _truth(world: World) -> dict[str, pa.Table]:
             _true_persons(*item) for item in world.records.items()
         ),
         "truth/cookies.parquet": shared,
-        "truth/outcomes.parquet": _outcomes(persons, world.orders, clock),
+        "truth/outcomes.parquet": _outcomes(world),
         "truth/uplift.parquet": _uplift(persons, clock),
     }
 
@@ -1259,27 +1290,115 @@ def _true_persons(source: str, records: Columns) -> pa.Table:
     })  # fmt: skip
 
 
-def _outcomes(persons: Columns, orders: Columns, clock: Clock) -> pa.Table:
+def _outcomes(world: World) -> pa.Table:
     """Every 30 days, what those who had joined would do, and did."""
-    days = [clock.days - 30 * k for k in range(1, 15)]
-    parts = [_outcome(persons, orders, clock, day, 30) for day in days]
-    parts += [_outcome(persons, orders, clock, day, 90) for day in days[2:]]
+    days = [world.clock.days - 30 * k for k in range(1, 15)]
+    parts = [_outcome(world, day, 30, observed=day == days[0]) for day in days]
+    parts += [_outcome(world, day, 90, observed=day == days[2]) for day in days[2:]]
     return pa.concat_tables(parts)
 
 
-def _outcome(persons: Columns, orders: Columns, clock: Clock, day: int, horizon: int) -> pa.Table:
+def _outcome(world: World, day: int, horizon: int, observed: bool) -> pa.Table:
+    """What people would do from a day, what they did, and what of it could be `observed`."""
+    persons, orders, clock = world.persons, world.orders, world.clock
     known = np.flatnonzero(persons["joined"] < day)
     buys = _purchase_probability(persons, clock, day, horizon, _lift(persons))[known]
     inside = (orders["day"] >= day) & (orders["day"] < day + horizon) & (orders["person"] >= 0)
     bought = np.bincount(orders["person"][inside], minlength=len(persons["rate"]))[known] > 0
+    foreseen = _foreseen(world, known, day, horizon) if observed else np.full(len(known), np.nan)
     churn = horizon == 90
     return pa.table({
         "person_id": known,
         "as_of": _utc(clock, np.full(len(known), day)),
         "outcome": np.full(len(known), "churn_90d" if churn else "purchase_30d"),
         "probability": 1 - buys if churn else buys,
+        "observable": pa.array(1 - foreseen if churn else foreseen, from_pandas=True),
         "happened": ~bought if churn else bought,
     })  # fmt: skip
+
+
+def _foreseen(world: World, known: Array, day: int, horizon: int) -> Array:
+    """The chance of an order, for all that silos had seen of these people until a day."""
+    clock = world.clock
+    found = np.zeros(len(known))
+    able = world.persons["rate"][known] > 0  # the others are in no silo that sells
+    calendar = Calendar(clock.season, clock.campaign(), clock.mailings, HABITS)
+    seen = _seen(world, known[able], day)
+    found[able] = purchase_probability(seen, calendar, day, horizon)
+    return found
+
+
+def _seen(world: World, people: Array, day: int) -> Seen:
+    """What silos had seen of people until a day."""
+    persons, orders, lines, clock = world.persons, world.orders, world.lines, world.clock
+    past = orders["day"] < day
+    of_line, line_past = orders["person"][lines["order"]], past[lines["order"]]
+    visitor, visited, linked = _visits_seen(world, day)
+    buyer, bought = orders["person"][past], orders["day"][past]
+    mails = _rows(world.mails, world.mails["day"] < day)
+    in_campaign = past & clock.campaign()[orders["day"]]
+    columns = {
+        "joined": persons["joined"],
+        "last": _last_day(persons, np.append(buyer, visitor), np.append(bought, visited)),
+        "orders": _count(persons, buyer),
+        "campaign_orders": _count(persons, orders["person"][in_campaign]),
+        "lines": _count(persons, of_line[line_past]),
+        "discounted": _count(persons, of_line[line_past & (lines["discount"] > 0)]),
+        "visits": _count(persons, visitor),
+        "linked": linked,
+        "treated": _chance_of_treatment(world, day),
+        "mails": _by_week(persons, mails, clock),
+        "opened": _by_week(persons, _rows(mails, mails["opened"]), clock),
+    }
+    return Seen(**{name: column[people] for name, column in columns.items()})
+
+
+def _visits_seen(world: World, day: int) -> tuple[Array, Array, Array]:
+    """Visitors and days of the idle visits that can be linked, and their share in all visits.
+
+    Those are the visits with a browser that has logged in as the person. Visits with the others of
+    a person's browsers would have been linked too, had one of them logged in: a share of `LOG_IN`.
+    """
+    sessions, cookies, persons = world.sessions, world.cookies, world.persons
+    before = sessions["day"] < day
+    known = np.zeros(len(cookies["person"]), dtype=bool)
+    known[sessions["cookie"][before & sessions["logged_in"]]] = True
+    shown = before & ~sessions["buys"] & known[sessions["cookie"]]
+    share = _count(persons, cookies["person"][known]) / np.maximum(cookies["count"], 1)
+    able = persons["logs_in"] & persons["browses"]
+    linked = np.where(able, share + LOG_IN * (1 - share), 0.0)
+    return sessions["person"][shown], sessions["day"][shown], linked
+
+
+def _count(persons: Columns, person: Array) -> Array:
+    return np.bincount(person[person >= 0], minlength=len(persons["rate"]))
+
+
+def _last_day(persons: Columns, person: Array, day: Array) -> Array:
+    last = np.full(len(persons["rate"]), -10_000)
+    np.maximum.at(last, person[person >= 0], day[person >= 0])
+    return last
+
+
+def _by_week(persons: Columns, mails: Columns, clock: Clock) -> Array:
+    """The mails of each person in each mailing."""
+    weeks = len(clock.mailings)
+    each = np.bincount(
+        mails["person"] * weeks + mails["week"], minlength=len(persons["rate"]) * weeks
+    )
+    return each.reshape(-1, weeks)
+
+
+def _chance_of_treatment(world: World, day: int) -> Array:
+    """Of each person, as known on a day: until it starts, a half of those whom the CRM knows."""
+    if day > world.clock.campaign_day:
+        return np.asarray(world.persons["arm"] == 1, dtype=float)
+    crm, found = world.records["crm"], np.zeros(len(world.persons["rate"]))
+    listed = (crm["created"] < world.clock.instant(np.array(day), np.array(0))) & (
+        crm["person"] >= 0
+    )
+    found[crm["person"][listed]] = 0.5
+    return found
 
 
 def _purchase_probability(

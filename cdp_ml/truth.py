@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RECORD = ("source", "source_record_id", "person_id")
 LABEL = ("record_l", "record_r", "decision")
 OUTCOME = ("person_id", "as_of", "outcome", "probability")
+OBSERVABLE = "observable"
+"""The column of outcomes, if there is one, with what could be known of their probability."""
 
 
 def evaluate_workspace(
@@ -36,9 +38,11 @@ def evaluate_workspace(
         `identity`: pairwise and B-cubed precision, recall, F1 and counts; `sources`: the pairwise
         ones by pair of sources; `thresholds` and `match_weights`: what other thresholds would give,
         if the linkage model is there, and `threshold`, the one in use. `models`: for each
-        propensity whose true probabilities are known at its test instant, the AUC out of time, the
-        AUC that the true probabilities themselves reach on the same customers (the best
-        attainable), the share of the way from chance to there, and the expected calibration error.
+        propensity whose true probabilities are known at its test instant, the AUC out of time; the
+        AUC of an observer who knows all but what was hidden until then, the best attainable, if the
+        truth tells it; that of the true probabilities themselves, which know also what nobody
+        could; of both, the share of the way from chance to there; and the expected calibration
+        error.
         `labels`: how the links agree with people's decisions. `charts`: the files written.
 
     Raises:
@@ -58,7 +62,8 @@ def evaluate_workspace(
         people = read_records(truth, workspace.settings.home)
         found |= _evaluate_links(workspace, current, people)
         if truth.outcomes is not None:
-            outcomes = _read(workspace.settings.home / truth.outcomes, OUTCOME, {}).to_pandas()
+            path = workspace.settings.home / truth.outcomes
+            outcomes = _read(path, OUTCOME, {}, (OBSERVABLE,)).to_pandas()
             persons = _person_of_customer(current.to_pandas(), people.to_pandas())
             found["models"] = _evaluate_models(workspace, outcomes, persons)
     if labels is not None:
@@ -161,7 +166,9 @@ def read_records(truth: Truth, home: Path) -> pa.Table:
     return table.cast(pa.schema([(name, pa.string()) for name in RECORD]))
 
 
-def _read(path: Path, columns: tuple[str, ...], fields: dict[str, str]) -> pa.Table:
+def _read(
+    path: Path, columns: tuple[str, ...], fields: dict[str, str], optional: tuple[str, ...] = ()
+) -> pa.Table:
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -173,7 +180,8 @@ def _read(path: Path, columns: tuple[str, ...], fields: dict[str, str]) -> pa.Ta
         if fields.get(column, column) not in table.column_names:
             hint = nearest(fields.get(column, column), table.column_names)
             raise ConfigError(f"cdp.yaml: truth: {path.name} has no column '{column}'; {hint}")
-    return table.select([fields.get(c, c) for c in columns]).rename_columns(list(columns))
+    known = (*columns, *(c for c in optional if c in table.column_names))
+    return table.select([fields.get(c, c) for c in known]).rename_columns(list(known))
 
 
 def _person_of_customer(current: pd.DataFrame, people: pd.DataFrame) -> pd.Series[Any]:
@@ -213,6 +221,8 @@ def _compare(known: pd.DataFrame) -> dict[str, float]:
     from cdp_ml.learn.evaluate import auc_against_truth, propensity_metrics
 
     outcome, score = known["label"].to_numpy(), known["score"].to_numpy()
-    compared = auc_against_truth(outcome, score, known["probability"])
-    ece = propensity_metrics(outcome, score, draws=1)["ece"].value
-    return {"customers": len(known), **compared, "ece": ece}
+    found = {"customers": len(known), **auc_against_truth(outcome, score, known["probability"])}
+    if OBSERVABLE in known and known[OBSERVABLE].notna().all():
+        best = auc_against_truth(outcome, score, known[OBSERVABLE])
+        found |= {"auc_observer": best["auc_truth"], "attained_observer": best["attained"]}
+    return {**found, "ece": propensity_metrics(outcome, score, draws=1)["ece"].value}

@@ -41,7 +41,7 @@ PARQUET_COLUMNS = {
     "web/hits-2025.parquet": "hit_id cookie at type sku category account_id user_agent",
     "truth/records.parquet": "source source_record_id person_id",
     "truth/cookies.parquet": "cookie person_id",
-    "truth/outcomes.parquet": "person_id as_of outcome probability happened",
+    "truth/outcomes.parquet": "person_id as_of outcome probability observable happened",
     "truth/uplift.parquet": "person_id true_effect",
 }
 IDS = {
