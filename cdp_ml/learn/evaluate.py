@@ -514,6 +514,22 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return shares
 
 
+def too_few_to_tell(gain: Estimate, rows: int) -> str:
+    """What a verdict adds where there is a gain, but its interval is not above 0.
+
+    An interval shrinks with the root of the number of customers, so it says from how many on a gain
+    of this size would be clear of 0. Nothing where there is none.
+    """
+    if not gain.low <= 0 < gain.value:
+        return ""
+    needed = rows * ((gain.value - gain.low) / gain.value) ** 2
+    step = 10 ** max(0, len(str(int(needed))) - 2)
+    rounded = -int(-needed // step) * step
+    return (
+        f"; {rows:,} customers are too few to tell: such a gain would show with about {rounded:,}"
+    )
+
+
 def bootstrap_weights(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each row is in each draw of so many rows with replacement."""
     import numpy as np

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.estimators import estimator_of, fit_lightgbm, with_defaults
-from cdp_ml.learn.evaluate import Estimate, Evaluation, bootstrap_weights, interval
+from cdp_ml.learn.evaluate import (
+    Estimate,
+    Evaluation,
+    bootstrap_weights,
+    interval,
+    too_few_to_tell,
+)
 from cdp_ml.learn.next_category import DEFAULTS, TOP, Ranker, rank_items
 from cdp_ml.learn.next_category_candidates import Ranked, rank_popular, rank_tifu
 from cdp_ml.learn.next_category_features import FEATURES, candidates
@@ -158,7 +164,7 @@ def judge_next(
     )
     if lead.low > 0:
         return Evaluation(metrics, {}, True, f"{name} is promoted: {said}.")
-    said += "; the lead's interval must be above 0"
+    said += f"; the lead's interval must be above 0{too_few_to_tell(lead, len(buyers))}"
     return Evaluation(metrics, {}, False, f"{name} is not promoted: {said}.")
 
 

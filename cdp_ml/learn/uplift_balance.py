@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from cdp_ml.learn.uplift_experiment import Experiment
 
 NOTICEABLE = 0.53
-"""An AUC of telling the arms apart that means more than chance if its interval is above 0.5."""
+"""An AUC of telling the arms apart from which on they differ by more than matters."""
+SURPRISING = 3.5
+"""Standard errors above 0.5 from which on an AUC is no chance.
+
+Cross-fitted AUCs of arms that chance made vary by half as much again as the formula for one model
+says, and the better of two models counts: of 710 campaigns by chance, of 400 to 6,000 customers and
+4 to 80 features, 82 had more than 1.96, and one had more than 3.5.
+"""
 FOLDS = 5
 
 
@@ -36,7 +43,8 @@ class Balance:
     @property
     def randomized(self) -> bool:
         """Whether nothing but chance can be seen in who was treated."""
-        return self.auc.low <= 0.5 or self.auc.value < NOTICEABLE
+        error = (self.auc.high - self.auc.value) / 1.96
+        return self.auc.value < max(NOTICEABLE, 0.5 + SURPRISING * error)
 
 
 def check_randomized(experiment: Experiment, seed: int = 1) -> Balance:

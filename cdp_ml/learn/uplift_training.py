@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.estimators import estimator_of, limited_threads, with_defaults
-from cdp_ml.learn.evaluate import Estimate, Evaluation
+from cdp_ml.learn.evaluate import Estimate, Evaluation, too_few_to_tell
 from cdp_ml.learn.uplift import DEFAULTS, KINDS, LEARNERS, UpliftModel, fit_models
 from cdp_ml.learn.uplift_balance import Balance, check_randomized
 from cdp_ml.learn.uplift_metrics import (
@@ -128,7 +128,7 @@ def judge_uplift(
     found = uplift_metrics(experiment.y, experiment.treated, scores)
     learner = max((k for k in scores if k in LEARNERS), key=lambda k: found[f"{k}/qini"].value)
     chosen = _simplest(found, learner)
-    refusal = _refusal(found, chosen, balance)
+    refusal = _refusal(found, chosen, balance, len(experiment.y))
     if refusal:
         verdict = f"{name} is not promoted: {refusal}."
     else:
@@ -164,18 +164,19 @@ def _simplest(found: Mapping[str, Estimate], learner: str) -> str:
     return "rule" if passes and not clear else learner
 
 
-def _refusal(found: Mapping[str, Estimate], chosen: str, balance: Balance) -> str:
+def _refusal(found: Mapping[str, Estimate], chosen: str, balance: Balance, rows: int) -> str:
     """Why the chosen kind may not be served; empty if it may."""
     if not balance.randomized:
         return (
             f"who was treated can be told from what was known before (AUC {balance.auc}), so it "
             "was not chance, and the arms' difference is no effect"
         )
-    compared = _compared(found, chosen)
-    if found[f"{chosen}/qini"].low <= 0:
-        return f"{compared}; the Qini's interval must be above 0"
-    if found[f"{chosen}/qini_lead/propensity"].low <= 0:
-        return f"{compared}; the lead's interval must be above 0"
+    compared, qini = _compared(found, chosen), found[f"{chosen}/qini"]
+    if qini.low <= 0:
+        return f"{compared}; the Qini's interval must be above 0{too_few_to_tell(qini, rows)}"
+    lead = found[f"{chosen}/qini_lead/propensity"]
+    if lead.low <= 0:
+        return f"{compared}; the lead's interval must be above 0{too_few_to_tell(lead, rows)}"
     return ""
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
 from cdp_ml.learn.estimators import with_defaults
+from cdp_ml.learn.evaluate import Estimate, too_few_to_tell
 from cdp_ml.learn.uplift import DEFAULTS, KINDS, fit_models, load_uplift, save_uplift
 from cdp_ml.learn.uplift_balance import check_randomized
 from cdp_ml.learn.uplift_experiment import Experiment, campaign_customers, experiment_of
@@ -129,6 +130,13 @@ def test_a_hidden_choice_by_two_features_is_found_too():
     both = campaign(members_gain, treat=lambda x: np.where(x[:, 1] * x[:, 2] > 0, 0.8, 0.2))
     assert not check_randomized(both).randomized
     assert check_randomized(campaign(members_gain, seed=2)).randomized
+
+
+def test_chance_is_not_taken_for_a_choice():
+    """Seed 4 looks most like one: the interval of a single AUC is above 0.5."""
+    by_chance = [check_randomized(campaign(members_gain, rows=1_500, seed=s)) for s in range(6)]
+    assert max(balance.auc.low for balance in by_chance) > 0.51
+    assert all(balance.randomized for balance in by_chance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,3 +260,14 @@ def test_hillstrom_a_rule_for_women_and_nothing_for_men(shared_data, monkeypatch
     assert "promoted as a rule of one feature" in women.verdict
     assert women.metrics["qini"].value >= 0.05
     assert not train_uplift(hillstrom("Mens E-Mail"), quick, "men").evaluation.promoted
+
+
+def test_a_verdict_says_how_many_customers_would_show_a_faint_gain():
+    # The lower end is twice the gain below it: four times as many customers bring it to 0.
+    said = "; 1,234 customers are too few to tell: such a gain would show with about 5,000"
+    assert too_few_to_tell(Estimate(0.05, -0.05, 0.15), 1_234) == said
+    assert too_few_to_tell(Estimate(-0.01, -0.05, 0.03), 1_234) == ""
+    faint = campaign(lambda x: 0.06 * x[:, 0], rows=1_500, seed=2)
+    evaluation = train_uplift(faint, QUICK, "spring").evaluation
+    assert not evaluation.promoted
+    assert "1,500 customers are too few to tell" in evaluation.verdict
