@@ -2,13 +2,14 @@ import csv
 import io
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 import cdp_ml
 from cdp_ml.errors import ConfigError
 from cdp_ml.summary import render_evaluation
-from cdp_ml.truth import evaluate_workspace, read_labels
+from cdp_ml.truth import _compare, evaluate_workspace, read_labels
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -85,3 +86,17 @@ def test_without_a_truth_labels_are_all_there_is(demo_workspace, tmp_path, monke
         evaluate_workspace(cdp)
     with pytest.raises(ConfigError, match="no 'truth'"):
         evaluate_workspace(cdp, labels, tmp_path / "charts")
+
+
+def test_a_model_is_compared_with_an_observer_and_with_who_knows_all():
+    known = pd.DataFrame({
+        "label": [0, 1] * 40,
+        "score": [0.2, 0.6, 0.4, 0.3] * 20,  # three of four pairs the right way round
+        "probability": [0.0, 1.0] * 40,
+        "observable": [0.2, 0.6, 0.4, 0.6] * 20,
+    })  # fmt: skip
+    found = _compare(known)
+    assert (found["auc"], found["auc_truth"], found["attained"]) == (0.75, 1.0, 0.5)
+    assert (found["auc_observer"], found["attained_observer"]) == (1.0, 0.5)
+    assert "auc_observer" not in _compare(known.drop(columns="observable"))
+    assert "auc_observer" not in _compare(known.assign(observable=float("nan")))

@@ -3,11 +3,12 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from learn_cases import AS_OF, FIRST_FACT
 
 from cdp_ml.config import ModelSpec
-from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.baselines import VALUE_HISTORY
 from cdp_ml.learn.datasets import time_split
 from cdp_ml.learn.report import model_card, parameters, write_report
@@ -94,13 +95,50 @@ def test_the_expectation_survives_being_written_down():
     assert expectation_of(None) is None
 
 
-def test_nobody_spends_and_no_model(tmp_path):
+def with_column(frame, name, values):
+    if name not in frame.column_names:
+        return frame.append_column(name, values)
+    return frame.set_column(frame.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize(("spend", "said"), [(0.0, "0 of them"), (9.9, "1200 of them")])
+def test_nobody_spends_or_everybody_the_same_and_no_model(spend, said):
     frame = frame_of(value())
-    nothing = frame.set_column(
-        frame.column_names.index("label"), "label", pa.array([0.0] * frame.num_rows)
-    )
-    with pytest.raises(NotPromotedError, match="0 of them with the outcome"):
-        train(value(), nothing, split(value()))
+    alike = with_column(frame, "label", pa.array([spend] * frame.num_rows))
+    with pytest.raises(NotPromotedError, match=f"{said} with the outcome; .* no model this time"):
+        train(value(), alike, split(value()))
+
+
+def test_thirty_customers_give_a_sentence_and_no_model():
+    frame = pa.concat_tables([shoppers_at(t, rows=30) for t in split(value()).instants])
+    with pytest.raises(NotPromotedError, match="no model this time"):
+        train(value(), frame, split(value()))
+
+
+def test_features_of_a_value_without_two_values_are_left_out_and_named():
+    frame = frame_of(value())
+    frame = with_column(frame, "never_filled", pa.nulls(frame.num_rows, pa.float64()))
+    frame = with_column(frame, "always_the_same", pa.array([1.0] * frame.num_rows))
+    found = train(value(), frame, split(value()))
+    assert found.excluded == ("never_filled", "always_the_same")
+    assert found.metrics == fitted_value().metrics
+
+
+def test_a_feature_that_is_no_longer_known_at_the_test_is_borne():
+    frame = frame_of(value())
+    at_test = pc.equal(frame["event_timestamp"], pa.scalar(split(value()).test))
+    gone = pc.if_else(at_test, pa.scalar(None, pa.int64()), frame["visits_30d"])
+    found = train(value(), with_column(frame, "visits_30d", gone), split(value()))
+    assert np.isfinite(found.scores["model"]).all()
+    assert found.metrics["gini"] < fitted_value().metrics["gini"]
+
+
+def test_where_all_orders_are_worth_the_same_the_trees_predict_alone():
+    frame = frame_of(value())
+    spend = pc.multiply(frame["orders_lifetime"], 10.0)
+    found = train(value(), with_column(frame, "spend_lifetime", spend), split(value()))
+    assert found.predictor.model.expectation is None
+    assert np.isfinite(found.scores["model"]).all()
 
 
 def test_the_report_of_a_value_model(tmp_path):
@@ -120,4 +158,3 @@ def test_a_value_is_of_orders():
 def test_a_horizon_longer_than_the_history_is_said():
     with pytest.raises(NotPromotedError, match="too little history"):
         time_split(value(), AS_OF, AS_OF - dt.timedelta(days=120))
-    assert issubclass(ConfigError, Exception)
