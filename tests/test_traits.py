@@ -136,6 +136,15 @@ def test_times_between_orders_are_in_days(con):
     assert found["recency_over_gap"] == pytest.approx(10.5 / 14.75)
 
 
+def test_the_order_before_the_last_is_of_another_day(con):
+    lines = [line("a", 40), line("b", 30.5), line("c", 30.5), line("d", 10.2), line("e", 10.4)]
+    found = traits(con, lines)
+    assert found["days_since_earlier_order"] == 30.5
+    assert found["order_days_lifetime"] == 3
+    once = traits(con, [line("a", 10.2), line("b", 10.4)])
+    assert pick(once, "days_since_earlier_order", "order_days_lifetime") == (None, 1)
+
+
 def test_last_years_season_is_what_lay_ahead_a_year_ago(con):
     """Bought 365 days before the instant: 'today' a year ago, so inside; 335 days: outside."""
     found = traits(con, [line("a", 365), line("b", 335), line("c", 300), line("d", 365.01)])

@@ -11,6 +11,7 @@ from cdp_ml.learn.bgnbd import BgNbd, GammaGamma, fit_bgnbd, fit_gamma_gamma
 
 if TYPE_CHECKING:
     import numpy as np
+    from sklearn.pipeline import Pipeline
 
 PROBABLE = ("logistic", "bgnbd")
 """The baselines of a propensity that are probabilities; the others are ranks."""
@@ -87,7 +88,7 @@ def rank_scores(x: np.ndarray, features: tuple[str, ...], happens: bool) -> dict
 
 
 def propensity_baselines(
-    train: tuple[np.ndarray, np.ndarray],
+    logistic: Pipeline,
     x: np.ndarray,
     features: tuple[str, ...],
     happens: bool,
@@ -99,15 +100,13 @@ def propensity_baselines(
     themselves, the newest there are, which makes it a stronger rival.
 
     Args:
-        train: matrix and outcome to fit the logistic regression.
+        logistic: of `cdp_ml.learn.estimators.fit_logistic`.
         x: test rows.
         features: names of the columns.
         happens: whether the outcome is the order, or its absence.
         ahead: the horizon in days.
     """
-    from cdp_ml.learn.estimators import fit_logistic
-
-    scores = {"logistic": fit_logistic(*train).predict_proba(x)[:, 1]}
+    scores = {"logistic": logistic.predict_proba(x)[:, 1]}
     ranks = rank_scores(x, features, happens)
     scores |= {name: ranks[name] for name in ("recency", "frequency", "rfm") if name in ranks}
     if has_history(features):

@@ -1,4 +1,4 @@
-"""Estimators: LightGBM with good defaults, and a logistic regression to compare it with.
+"""Estimators: LightGBM with good defaults, and a logistic regression beside it.
 
 They see matrices and know nothing of customers, instants or MLflow.
 """
@@ -6,6 +6,7 @@ They see matrices and know nothing of customers, instants or MLflow.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "seed": 1,
 }
 """Parameters of LightGBM, regularized and fixed in advance rather than tuned on the test."""
+PROPENSITY_DEFAULTS: Mapping[str, int | float | str] = {**DEFAULTS, "logistic_share": 0.5}
+"""The same of a propensity, and the share of a logistic regression in its log-odds."""
+STEPS, STEP_ROWS = 64, 50_000
+"""The steps by which a curve is followed, and the most rows that say where they matter."""
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "n_estimators": (1, 100_000),
@@ -41,6 +46,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "subsample": (1e-3, 1),
     "colsample_bytree": (1e-3, 1),
     "seed": (0, 2**31 - 1),
+    "logistic_share": (0, 1),
     "folds": (2, 100),
     "repeats": (1, 100),
     "neighbors": (1, 100_000),
@@ -60,8 +66,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """The least and most of parameters of all tasks; the others begin at 0."""
 
 
-def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -> dict[str, Any]:
-    """The parameters of LightGBM: what the specification gives, over `DEFAULTS`.
+def parameters(
+    given: Mapping[str, int | float | str],
+    rows: int,
+    origin: str,
+    defaults: Mapping[str, int | float | str] = DEFAULTS,
+) -> dict[str, Any]:
+    """The parameters of LightGBM: what the specification gives, over the defaults.
 
     Few rows get small trees, or a logistic regression does better: 4 leaves below 5,000 rows and 8
     below 20,000, and a leaf holds no more than a fiftieth of the rows, but at least 5. `num_leaves`
@@ -71,12 +82,13 @@ def parameters(given: Mapping[str, int | float | str], rows: int, origin: str) -
         given: the model's `estimator`.
         rows: training rows.
         origin: where `given` is written, for the message.
+        defaults: `DEFAULTS`, or those of the task.
 
     Raises:
         ConfigError: if a parameter is unknown, or a text other than `AUTO`.
     """
     chosen = {name: value for name, value in given.items() if (name, value) != ("num_leaves", AUTO)}
-    completed = with_defaults(chosen, DEFAULTS, origin)
+    completed = with_defaults(chosen, defaults, origin)
     leaf = max(5, min(int(DEFAULTS["min_child_samples"]), rows // 50))
     leaves = 4 if rows < 5_000 else 8 if rows < 20_000 else DEFAULTS["num_leaves"]
     return {**completed, "min_child_samples": leaf, "num_leaves": leaves, **chosen}
@@ -156,7 +168,7 @@ def fit_lightgbm(
         "force_row_wise": True,
         "verbosity": -1,
     }
-    rest = {k: v for k, v in params.items() if k != "n_estimators"}
+    rest = {k: v for k, v in params.items() if k not in ("n_estimators", "logistic_share")}
     data = lgb.Dataset(x, y, feature_name=list(features), params={"verbosity": -1})
     return lgb.train({**rest, **fixed}, data, num_boost_round=params["n_estimators"])
 
@@ -177,13 +189,82 @@ def recalibrate(booster: lgb.Booster, slope: float, shift: float) -> lgb.Booster
     return changed
 
 
-def fit_sigmoid(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and shift of the log-odds that fit the outcomes best (Platt 1999)."""
+def mixed(trees: np.ndarray, logistic: np.ndarray, share: float) -> np.ndarray:
+    """Mix probabilities by their log-odds, a share of the logistic regression's."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
+
+    odds = (1 - share) * log_odds(trees) + share * log_odds(logistic)
+    found: np.ndarray = 1 / (1 + np.exp(-odds))
+    return found
+
+
+def log_odds(score: np.ndarray) -> np.ndarray:
+    """The log-odds of probabilities, of which none is taken for certain."""
+    import numpy as np
 
     p = np.clip(score, 1e-12, 1 - 1e-12)
-    odds = np.log(p / (1 - p))[:, None]
+    odds: np.ndarray = np.log(p / (1 - p))
+    return odds
+
+
+def join_logistic(
+    booster: lgb.Booster, logistic: Pipeline, x: np.ndarray, share: float
+) -> lgb.Booster:
+    """Mix the log-odds of trees and of a logistic regression into one booster, as `mixed` does.
+
+    The regression is a sum of curves, each of one feature; each becomes a tree that splits by this
+    feature alone, in `STEPS` steps, flat beyond what was seen. So a mixture is a booster like any
+    other, for scoring, reasons and registry.
+
+    Args:
+        booster: of the objective `binary`.
+        logistic: of `fit_logistic`, for the same features.
+        x: rows that show which values occur.
+        share: of the regression.
+    """
+    import numpy as np
+
+    x = x[:: 1 + len(x) // STEP_ROWS]
+    weights, level = logistic[-1].coef_[0], float(logistic[-1].intercept_[0])
+    curves = share * weights * logistic[:-1].transform(x)
+    moved = recalibrate(booster, 1 - share, share * level)
+    followed = [n for n, curve in enumerate(curves.T) if np.ptp(curve) > 0]
+    return _with_trees(moved, [_followed(x[:, n], curves[:, n], n) for n in followed])
+
+
+def _followed(values: np.ndarray, curve: np.ndarray, feature: int) -> str:
+    """A tree, in LightGBM's text, that follows a function of one feature."""
+    import lightgbm as lgb
+
+    binned = {"min_data_in_bin": 1, "verbosity": -1}
+    exact = {"learning_rate": 1.0, "boost_from_average": False, "min_data_in_leaf": 1}
+    fixed = {"objective": "regression", "num_leaves": STEPS, "num_threads": 1, **exact}
+    data = lgb.Dataset(values[:, None], curve, params=binned)
+    tree = lgb.train({**binned, **fixed, "deterministic": True}, data, 1).model_to_string()
+    tree = tree[tree.index("Tree=0") : tree.index("end of trees")]
+
+    def renamed(line: re.Match[str]) -> str:
+        return line[1] + " ".join([str(feature)] * len(line[2].split()))
+
+    return re.sub(r"(?m)^(split_feature=)(.*)$", renamed, tree)
+
+
+def _with_trees(booster: lgb.Booster, trees: list[str]) -> lgb.Booster:
+    """A booster with more trees, given in its text."""
+    import lightgbm as lgb
+
+    head, end, rest = booster.model_to_string().partition("end of trees")
+    head = re.sub(r"(?m)^tree_sizes=.*\n", "", head)  # else it would read no more than those
+    first = booster.num_trees()
+    numbered = [t.replace("Tree=0", f"Tree={first + n}", 1) for n, t in enumerate(trees)]
+    return lgb.Booster(model_str=head + "".join(numbered) + end + rest)
+
+
+def fit_sigmoid(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope and shift of the log-odds that fit the outcomes best (Platt 1999)."""
+    from sklearn.linear_model import LogisticRegression
+
+    odds = log_odds(score)[:, None]
     found = LogisticRegression(C=1e6).fit(odds, y)
     return float(found.coef_[0, 0]), float(found.intercept_[0])
 

@@ -660,7 +660,8 @@ def candidates(trained: Trained) -> list[Tried]:
         return _tried_learners(trained)
     return [
         Tried(
-            f"{c.parameters['num_leaves']} leaves",
+            f"{c.parameters['num_leaves']} leaves"
+            + (", trees alone" if c.parameters.get("logistic_share") == 0 else ""),
             {k: str(v) for k, v in c.parameters.items()},
             {**c.metrics, "seconds": c.seconds},
             c.parameters == trained.parameters,

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 from cdp_ml.errors import CdpError
 from cdp_ml.learn import estimators
 from cdp_ml.learn.datasets import TimeSplit, matrix, rows_at
-from cdp_ml.learn.estimators import fit_lightgbm, threads
+from cdp_ml.learn.estimators import fit_lightgbm, fit_logistic, mixed, threads
 from cdp_ml.learn.evaluate import is_learnable, propensity_metrics, value_metrics
 
 if TYPE_CHECKING:
     import lightgbm as lgb
     import numpy as np
     import pyarrow as pa
+    from sklearn.pipeline import Pipeline
 
     from cdp_ml.config import ModelSpec
 
 MOST_ROWS = 200_000
 """A trial is fitted to, and judged on, no more rows than these: what suits them suits more."""
 OBJECTIVES = {"propensity": "binary", "value": "tweedie"}
+DEFAULTS = {"propensity": estimators.PROPENSITY_DEFAULTS, "value": estimators.DEFAULTS}
 DECISIVE = {"propensity": ("log_loss", -1), "value": ("gini", 1)}
 """By task, the metric that decides between candidates; 1 if higher is better."""
 
@@ -64,6 +66,7 @@ class Forward:
     split: TimeSplit
     features: tuple[str, ...]
     _fitted: dict[Any, lgb.Booster] = field(default_factory=dict)
+    _logistic: dict[datetime, Pipeline] = field(default_factory=dict)
 
     @property
     def newest(self) -> datetime:
@@ -91,17 +94,27 @@ class Forward:
         """Outcomes at an instant, and the scores by what was known then."""
         x, y = self.rows((instant,))
         options = {"num_iteration": params["n_estimators"], "num_threads": threads(x.size)}
-        return y, self._trees(params, instant).predict(x, **options)
+        score = self._trees(params, instant).predict(x, **options)
+        if share := params.get("logistic_share", 0):
+            score = mixed(score, self._regression(instant).predict_proba(x)[:, 1], share)
+        return y, score
 
     def _trees(self, params: Mapping[str, Any], instant: datetime) -> lgb.Booster:
         """Trees fitted to what was known at an instant; fewer of the same are not fitted again."""
-        key = (instant, *sorted((k, v) for k, v in params.items() if k != "n_estimators"))
+        other = {k: v for k, v in params.items() if k not in ("n_estimators", "logistic_share")}
+        key = (instant, *sorted(other.items()))
         held = self._fitted.get(key)
         if held is None or held.num_trees() < params["n_estimators"]:
             x, y = self.rows(self.closed_by(instant))
             held = fit_lightgbm(x, y, self.features, params, OBJECTIVES[self.spec.task])
             self._fitted[key] = held
         return held
+
+    def _regression(self, instant: datetime) -> Pipeline:
+        """A logistic regression fitted to what was known at an instant."""
+        if instant not in self._logistic:
+            self._logistic[instant] = fit_logistic(*self.rows(self.closed_by(instant)))
+        return self._logistic[instant]
 
     def candidate(self, params: Mapping[str, Any]) -> Candidate:
         """Try parameters on the newest training instant."""
@@ -128,7 +141,8 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
 
     Unless the specification gives `num_leaves`, those of `cdp_ml.learn.estimators.LEAVES` are
     tried on the newest training instant, each with the number of trees that does best there unless
-    that is given; with `tuning`, further parameters within its minutes.
+    that is given; with `tuning`, further parameters within its minutes. The trees of a propensity
+    go without the logistic regression, unless its share is given, if they do better so.
 
     Args:
         spec: the model.
@@ -141,14 +155,18 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
         CdpError: if `tuning` is asked for without the extra `tune`.
     """
     origin = estimators.estimator_of(spec.name)
-    params = estimators.parameters(spec.estimator, past.num_rows, origin)
+    params = estimators.parameters(spec.estimator, past.num_rows, origin, DEFAULTS[spec.task])
     forward = Forward(spec, past, split, features)
     given = spec.estimator.get("num_leaves", estimators.AUTO) != estimators.AUTO
-    if (given and spec.tuning is None) or not forward.is_possible(forward.newest):
+    alone = "logistic_share" in params and "logistic_share" not in spec.estimator
+    settled = given and not alone and spec.tuning is None
+    if settled or not forward.is_possible(forward.newest):
         return _calibrated(Choice(params), forward)
     fixed = "n_estimators" in spec.estimator
     attempt = forward.candidate if fixed else forward.early_stopped
     tried = [attempt(p) for p in _leaves(params, given)]
+    if alone:
+        tried.append(attempt({**_best(tried, spec.task).parameters, "logistic_share": 0}))
     if spec.tuning is not None:
         best = _best(tried, spec.task).parameters
         tried += _tune(forward, best, spec.tuning.minutes * 60)
@@ -224,7 +242,7 @@ def _losses(
     before, before_score = forward.predict(choice.parameters, earlier)
     y, score = forward.predict(choice.parameters, instant)
     slope, shift = estimators.fit_sigmoid(before_score, before)
-    changed = 1 / (1 + np.exp(-slope * np.log(score / (1 - score)) - shift))
+    changed = 1 / (1 + np.exp(-slope * estimators.log_odds(score) - shift))
     raw, sigmoid = (propensity_metrics(y, s, draws=1)["log_loss"].value for s in (score, changed))
     return raw, sigmoid
 

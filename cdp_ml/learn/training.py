@@ -40,6 +40,7 @@ from cdp_ml.learn.value import ValueModel
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from sklearn.pipeline import Pipeline
 
     from cdp_ml.config import ModelSpec
 
@@ -53,8 +54,8 @@ class Trained:
     """A fitted model with everything that its report and its registration need.
 
     `typical` is the median of each feature (an example without personal data), `excluded` the
-    features without at least two values, `importance` the total gain by feature. `outcomes` and
-    `scores` (of `model`, of each baseline, and of the `champion`) are those of the test rows.
+    features without at least two values, `importance` the trees' total gain by feature. `outcomes`
+    and `scores` (of `model`, of each baseline, and of the `champion`) are those of the test rows.
     `choice` tells what was tried, `profile` what later customers are compared with; `explained`
     holds the features of some test rows and their contributions to the scores.
     """
@@ -133,16 +134,17 @@ def _train_supervised(
     check_no_copy(x, y, features, spec.name)
     choice = choose(spec, past, split, features)
     newest = matrix(rows_at(past, split.train[-1:]), features)
-    model = _fitted(spec, choice, (x, y), newest, features)
+    logistic = estimators.fit_logistic(x, y) if spec.task == "propensity" else None
+    model = _fitted(spec, choice, (x, y), newest, features, logistic)
     predictor = Predictor(spec.name, 0, spec.task, features, model)
     score = predictor.predict(test)
-    rivals = _rivals(predictor, spec, (x, y), matrix(test, features))
+    rivals = _rivals(spec, features, matrix(test, features), logistic)
     judge = judge_value if spec.task == "value" else judge_propensity
     theirs = _champion_scores(champion, test)
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
     profiled = profile(past, features, score)
     tables = _tables(choice, profiled, test, score)
-    gain = predictor.booster.feature_importance("gain")
+    gain = predictor.booster.feature_importance("gain", choice.parameters["n_estimators"])
     return Trained(
         spec=spec,
         split=split,
@@ -172,27 +174,27 @@ def _fitted(
     train: tuple[np.ndarray, np.ndarray],
     newest: np.ndarray,
     features: tuple[str, ...],
+    logistic: Pipeline | None,
 ) -> Any:
     """The booster of a propensity, recalibrated if so chosen; a value model."""
-    objective = OBJECTIVES[spec.task]
-    booster = estimators.fit_lightgbm(*train, features, choice.parameters, objective)
-    if spec.task == "value":
+    params, objective = choice.parameters, OBJECTIVES[spec.task]
+    booster = estimators.fit_lightgbm(*train, features, params, objective)
+    if logistic is None:
         ahead = spec.label.within_days
         return ValueModel(booster, features, baselines.expectation_at(newest, features, ahead))
+    if params["logistic_share"]:
+        booster = estimators.join_logistic(booster, logistic, train[0], params["logistic_share"])
     return estimators.recalibrate(booster, *choice.sigmoid) if choice.sigmoid else booster
 
 
 def _rivals(
-    predictor: Predictor,
-    spec: ModelSpec,
-    train: tuple[np.ndarray, np.ndarray],
-    x: np.ndarray,
+    spec: ModelSpec, features: tuple[str, ...], x: np.ndarray, logistic: Pipeline | None
 ) -> Mapping[str, np.ndarray]:
     """The baselines' scores of the test rows."""
-    label, features = spec.label, predictor.features
-    if spec.task == "value":
-        return baselines.value_baselines(x, features, label.within_days)
-    return baselines.propensity_baselines(train, x, features, label.happens, label.within_days)
+    ahead = spec.label.within_days
+    if logistic is None:
+        return baselines.value_baselines(x, features, ahead)
+    return baselines.propensity_baselines(logistic, x, features, spec.label.happens, ahead)
 
 
 def _tables(choice: Choice, profiled: Profile, test: pa.Table, score: np.ndarray) -> dict[str, Any]:

@@ -198,7 +198,8 @@ def _measures(value: Aggregate) -> Iterator[tuple[str, Measure]]:
     if value.how == "sum" or value.weight:
         yield _named("sum", value.weight or value.column, where)
     elif value.how in ("days_since_last", "days_since_first"):
-        yield _named("max" if value.how == "days_since_last" else "min", "event_timestamp", where)
+        how = "max" if value.how == "days_since_last" else "min"
+        yield _named(how, value.column or "event_timestamp", where)
     else:
         yield _named("count", "", where)
     if value.without:

@@ -5,7 +5,8 @@ an `Aggregate` of a customer's rows of a relation, or a function of traits above
 (for profiles: of the golden record). The relations, made in `cdp_ml.traits.relations`, have these
 columns besides the customer and the time:
 
-* `orders`: channel, spend, quantity, discounted, gap_days (since the one before), weekend, evening,
+* `orders`: channel, spend, quantity, discounted, gap_days (since the one before), earlier_day_at
+  (when the last one of an earlier day was), weekend, evening,
 * `lines` of orders: product_id, category, channel, spend, quantity, discounted,
 * `returns`, likewise lines: value,
 * `events`: event_type, product_id, category, channel, campaign, on_site, weekend, evening.
@@ -202,6 +203,11 @@ TRAITS: tuple[Trait, ...] = (
           "currency", lambda t: ratio(t.spend_365d, t.orders_365d), 365),
     Trait("days_since_last_order", _T, "float64", "time since the last order; null: never", "days",
           Aggregate("orders", "days_since_last")),
+    Trait("days_since_earlier_order", _T, "float64",
+          "time since the last order on a day before that of the last order; null: none", "days",
+          Aggregate("orders", "days_since_last", "earlier_day_at")),
+    Trait("order_days_lifetime", _T, "int64", "days with an order ever", "days",
+          Aggregate("orders", "days")),
     Trait("days_since_first_order", _T, "float64", "time since the first order; null: never",
           "days", Aggregate("orders", "days_since_first")),
     Trait("interpurchase_gap_mean_days", _T, "float64", "mean time between orders", "days",

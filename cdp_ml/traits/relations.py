@@ -145,11 +145,13 @@ def _orders(lines: Table, instants: int, keep: Keep) -> Table:
 
     orders = grouped(lines, ("customer_id", "order_id"), totals, instants, keep, "ordered")
     orders = _with_gaps(orders, instants)
-    return orders.mutate(day=day_number(orders.event_timestamp), **_times(orders.event_timestamp))
+    return orders.mutate(**_times(orders.event_timestamp))
 
 
 def _with_gaps(orders: Table, instants: int) -> Table:
-    """Add the days since the order before, as known then; null for the first.
+    """Add the days since the order before, and when the last one of an earlier day was.
+
+    As known then; null for the first.
 
     In order of time, the orders of nearly all customers also became known in that order, so that
     an order's predecessor is the same at all instants. Those of others are told apart by instant.
@@ -161,7 +163,12 @@ def _with_gaps(orders: Table, instants: int) -> Table:
     def gaps(rows: Table, by: Sequence[str]) -> Table:
         before = ibis.window(group_by=list(by), order_by=ordered)
         previous = rows.event_timestamp.lag().over(before)
-        return rows.mutate(gap_days=days_between(previous, rows.event_timestamp))
+        rows = rows.mutate(day=day_number(rows.event_timestamp))
+        earlier = ibis.range_window(group_by=list(by), order_by="day", preceding=(None, 1))
+        return rows.mutate(
+            gap_days=days_between(previous, rows.event_timestamp),
+            earlier_day_at=rows.event_timestamp.max().over(earlier),
+        )
 
     if instants == 1:
         return gaps(orders, ("customer_id",))

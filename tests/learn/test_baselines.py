@@ -10,6 +10,7 @@ from cdp_ml.learn.baselines import (
     rank_scores,
     value_baselines,
 )
+from cdp_ml.learn.estimators import fit_logistic
 
 NAMES = ("days_since_last_order", "orders_lifetime", "spend_365d")
 THREE = np.array([[1.0, 9, 90], [50, 2, 30], [np.nan, 1, 10]])
@@ -58,7 +59,7 @@ def test_bgnbd_is_a_probability_that_falls_with_silence_and_rises_with_orders():
     x = np.vstack([few, shoppers()])
     y = (np.random.default_rng(1).random(len(x)) < 0.3).astype(float)
     for happens in (True, False):
-        chance = propensity_baselines((x, y), x, VALUE_HISTORY, happens, 90)["bgnbd"]
+        chance = propensity_baselines(fit_logistic(x, y), x, VALUE_HISTORY, happens, 90)["bgnbd"]
         assert np.all((chance > 0) & (chance < 1))
         assert order(chance[:3] if happens else -chance[:3])[0] == 0
 
@@ -67,7 +68,7 @@ def test_without_a_second_purchase_there_is_no_bgnbd():
     x = shoppers()
     x[:, 0], x[:, 2] = 1, x[:, 1]
     y = (np.random.default_rng(1).random(len(x)) < 0.3).astype(float)
-    assert "bgnbd" not in propensity_baselines((x, y), x, VALUE_HISTORY, True, 90)
+    assert "bgnbd" not in propensity_baselines(fit_logistic(x, y), x, VALUE_HISTORY, True, 90)
 
 
 def test_the_expected_spend_is_purchases_times_their_value():

@@ -1,3 +1,4 @@
+import lightgbm
 import numpy as np
 import pytest
 
@@ -6,6 +7,9 @@ from cdp_ml.learn.estimators import (
     fit_lightgbm,
     fit_logistic,
     fit_sigmoid,
+    join_logistic,
+    log_odds,
+    mixed,
     parameters,
     recalibrate,
 )
@@ -79,6 +83,53 @@ def test_a_sigmoid_undoes_what_was_overstated():
     slope, shift = fit_sigmoid(1 / (1 + np.exp(-2 * odds - 1)), y)
     assert slope == pytest.approx(1 / 2, abs=0.03)
     assert shift == pytest.approx(-1 / 2, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_trees_and_a_logistic_regression_are_one_booster(share):
+    x, y = skewed_rows()
+    booster, logistic = trees_and_logistic(x, y)
+    joined = join_logistic(booster, logistic, x, share)
+    expected = log_odds(mixed(booster.predict(x), logistic.predict_proba(x)[:, 1], share))
+    found = joined.predict(x, raw_score=True)
+    assert np.abs(found - expected).mean() < 0.02 * expected.std()
+    np.testing.assert_allclose(joined.predict(x), 1 / (1 + np.exp(-found)))
+
+
+def test_what_is_joined_is_read_back_explained_and_recalibrated_like_any_booster(tmp_path):
+    x, y = skewed_rows()
+    joined = join_logistic(*trees_and_logistic(x, y), x, 0.5)
+    joined.save_model(tmp_path / "model.lgb")
+    again = lightgbm.Booster(model_file=tmp_path / "model.lgb")
+    np.testing.assert_array_equal(again.predict(x), joined.predict(x))
+    shares = again.predict(x, pred_contrib=True)
+    np.testing.assert_allclose(shares.sum(axis=1), joined.predict(x, raw_score=True))
+    assert (shares[:, 3] == 0).all()  # nothing but unknown values
+    changed = recalibrate(joined, 0.7, -0.3).predict(x, raw_score=True)
+    np.testing.assert_allclose(changed, 0.7 * joined.predict(x, raw_score=True) - 0.3)
+
+
+def test_beyond_what_was_seen_the_regression_s_part_stays_level():
+    x, y = skewed_rows()
+    joined = join_logistic(*trees_and_logistic(x, y), x, 1.0)
+    far, further = (np.where(np.arange(4) == 0, v, x[:1]) for v in (1e5, 1e9))
+    assert joined.predict(far) == joined.predict(further)
+
+
+def skewed_rows(n=2_000):
+    """A skewed feature, one with gaps, one that says nothing, and one that is never known."""
+    random = np.random.default_rng(0)
+    x = np.column_stack(
+        [random.lognormal(3, 1, n), *random.normal(size=(2, n)), np.full(n, np.nan)]
+    )
+    odds = np.log(x[:, 0]) - 3 + x[:, 1]
+    x[::5, 1] = np.nan
+    return x, (random.random(n) < 1 / (1 + np.exp(-odds))).astype(float)
+
+
+def trees_and_logistic(x, y):
+    chosen = parameters({"n_estimators": 20}, len(y), "here")
+    return fit_lightgbm(x, y, ("a", "b", "c", "d"), chosen), fit_logistic(x, y)
 
 
 def test_the_logistic_regression_bears_unknown_and_constant_features():

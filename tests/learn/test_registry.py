@@ -173,7 +173,9 @@ def test_every_candidate_is_a_child_of_the_training(client, version):
     experiment = client.get_experiment_by_name("purchase_30d").experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}'")
     leaves = [c.data.params["estimator.num_leaves"] for c in children]
-    assert sorted(leaves, key=int) == ["4", "8", "15", "31"]
+    assert sorted(set(leaves), key=int) == ["4", "8", "15", "31"]
+    shares = [c.data.params["estimator.logistic_share"] for c in children]
+    assert sorted(shares) == ["0", *["0.5"] * 4]
     (chosen,) = [c for c in children if c.data.tags["cdp_ml.chosen"] == "true"]
     assert chosen.data.metrics["log_loss"] == min(c.data.metrics["log_loss"] for c in children)
 

@@ -21,6 +21,14 @@ def past_of(spec, changed=lambda table: table):
     return pa.concat_tables([changed(customers_at(t)) for t in split_of(spec).train])
 
 
+def straight(table):
+    """The same customers, whose outcome depends on each feature by itself."""
+    odds = (table["visits_30d"].to_numpy() - table["days_since_last_order"].to_numpy() / 90) * 1.5
+    happens = np.random.default_rng(0).random(len(odds)) < 1 / (1 + np.exp(-odds))
+    label = pa.array(happens.astype(float))
+    return table.set_column(table.column_names.index("label"), "label", label)
+
+
 def chosen(spec, past=None):
     return choose(spec, past_of(spec) if past is None else past, split_of(spec), FEATURES)
 
@@ -34,22 +42,39 @@ def test_a_trial_learns_only_from_windows_that_had_closed():
 
 
 def test_leaves_are_tried_unless_the_specification_gives_them():
-    tried = chosen(spec_of())
+    tried = chosen(spec_of(estimator={"n_estimators": 20, "logistic_share": 0}))
     assert [c.parameters["num_leaves"] for c in tried.candidates] == [4, 8, 15, 31]
     best = min(tried.candidates, key=lambda c: c.metrics["log_loss"])
     assert tried.parameters == best.parameters
-    assert not chosen(spec_of(estimator={"n_estimators": 20, "num_leaves": 5})).candidates
     table = candidates_table(tried.candidates)
     assert table.column_names == ["num_leaves", "log_loss", "auc"]
+    given = {"n_estimators": 20, "num_leaves": 5, "logistic_share": 0.5}
+    assert not chosen(spec_of(estimator=given)).candidates
+
+
+def test_trees_go_without_the_regression_where_they_do_better_so():
+    """What happens depends on two features together, which no regression can tell."""
+    given = {"n_estimators": 100, "num_leaves": 8}
+    alone = chosen(spec_of(estimator=given))
+    assert [c.parameters["logistic_share"] for c in alone.candidates] == [0.5, 0]
+    assert alone.parameters["logistic_share"] == 0
+    kept = chosen(spec_of(estimator={**given, "logistic_share": 0.5}))
+    assert kept.parameters["logistic_share"] == 0.5
+
+
+def test_the_regression_stays_where_it_helps():
+    found = chosen(spec_of(), past_of(spec_of(), straight))
+    assert found.parameters["logistic_share"] == 0.5
+    assert found.candidates[-1].parameters["logistic_share"] == 0
 
 
 def test_training_stops_early_where_more_trees_did_worse():
     """Eager trees, fitted to pure chance, do worse with every one more."""
     chance = [customers_at(t, learnable=False) for t in split_of(spec_of()).train]
-    eager = spec_of(estimator={"learning_rate": 0.3})
+    eager = spec_of(estimator={"learning_rate": 0.3, "logistic_share": 0})
     found = chosen(eager, pa.concat_tables(chance))
     assert {c.parameters["n_estimators"] for c in found.candidates} == {100}
-    kept = spec_of(estimator={"learning_rate": 0.3, "n_estimators": 300})
+    kept = spec_of(estimator={**eager.estimator, "n_estimators": 300})
     assert chosen(kept, pa.concat_tables(chance)).parameters["n_estimators"] == 300
 
 
@@ -66,7 +91,7 @@ def test_fewer_trees_are_the_first_of_many():
 
 
 def test_honest_probabilities_are_left_as_they_are():
-    spec = spec_of(estimator={"n_estimators": 200, "num_leaves": 8})
+    spec = spec_of(estimator={"n_estimators": 200, "num_leaves": 8, "logistic_share": 0})
     found = chosen(spec)
     assert found.sigmoid is None
     assert "log-loss" in found.calibration
@@ -93,7 +118,7 @@ def test_tuning_keeps_to_its_minutes_and_begins_from_the_best_leaves():
     spec, started = spec_of(tuning={"minutes": 2 / 60}), time.perf_counter()
     found = chosen(spec)
     assert time.perf_counter() - started < 15
-    assert len(found.candidates) > 5
+    assert len(found.candidates) > 6
     losses = [c.metrics["log_loss"] for c in found.candidates]
-    assert losses[4] == min(losses[:4])  # its first trial is what was best before
+    assert losses[5] == min(losses[:5])  # its first trial is what was best before
     assert found.parameters == found.candidates[int(np.argmin(losses))].parameters
