@@ -9,13 +9,14 @@ Sekhon, Bickel, Yu 2019). Beside them stand targeting by propensity, and a rule 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.learn.estimators import fit_lightgbm
+from cdp_ml.learn.evaluate import ratio
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -191,32 +192,46 @@ def _fit_rule(f: _Fitting) -> dict[str, Any]:
     A rule's Qini curve is a triangle above the random line, whose area grows with the product of
     the two groups' sizes and the difference of their uplifts.
     """
-    rules = [rule for column in range(len(f.e.features)) for rule in _rules(f.e, column)]
     nothing = {"feature": f.e.features[0], "threshold": 0.0, "above": 0.0, "below": 0.0}
-    return max(rules, key=lambda rule: rule[0], default=(0.0, nothing))[1]
+    rules = (_best_rule(f.e, column) for column in range(len(f.e.features)))
+    return max(filter(None, rules), key=lambda rule: rule[0], default=(0.0, nothing))[1]
 
 
-def _rules(e: Experiment, column: int) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The area of its triangle, and the rule, for each tenth of a feature's values."""
+def _best_rule(e: Experiment, column: int) -> tuple[float, dict[str, Any]] | None:
+    """The largest triangle, and its rule, at the tenths of a feature's values.
+
+    None if no threshold leaves `FEWEST_A_SIDE` customers of both arms on both sides.
+    """
     import numpy as np
 
     values = e.x[:, column]
     known = values[~np.isnan(values)]
-    for threshold in np.unique(np.quantile(known, np.arange(0, 1, 0.1))) if len(known) else ():
-        over = values > threshold
-        above, below = (_effect(e.y[side], e.treated[side]) for side in (over, ~over))
-        if above is not None and below is not None:
-            found = {"threshold": float(threshold), "above": above, "below": below}
-            area = float(over.mean() * (1 - over.mean()) * abs(above - below))
-            yield area, {"feature": e.features[column], **found}
-
-
-def _effect(y: np.ndarray, treated: np.ndarray) -> float | None:
-    """The difference between the arms; None if one has fewer than `FEWEST_A_SIDE` customers."""
-    number = treated.sum()
-    if min(number, len(y) - number) < FEWEST_A_SIDE:
+    thresholds = np.unique(np.quantile(known, np.arange(0, 1, 0.1))) if len(known) else known
+    # How many thresholds are below a value; unknown values are below all of them.
+    place = np.where(np.isnan(values), 0, np.searchsorted(thresholds, values))
+    total = {n: np.bincount(place, w, len(thresholds) + 1) for n, w in e.summands.items()}
+    below = {n: t.cumsum()[:-1] for n, t in total.items()}
+    above = {n: t.sum() - below[n] for n, t in total.items()}
+    smallest = np.min([side[arm] for side in (above, below) for arm in e.arms], axis=0)
+    if not (smallest >= FEWEST_A_SIDE).any():
         return None
-    return float(y @ treated / number - y @ (1 - treated) / (len(y) - number))
+    share = (above["treated"] + above["control"]) / len(values)
+    gains = [_effects(side) for side in (above, below)]
+    area = share * (1 - share) * abs(gains[0] - gains[1]) * (smallest >= FEWEST_A_SIDE)
+    best = int(np.argmax(area))
+    rule = {"feature": e.features[column], "threshold": float(thresholds[best])}
+    return float(area[best]), {
+        **rule,
+        "above": float(gains[0][best]),
+        "below": float(gains[1][best]),
+    }
+
+
+def _effects(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The differences between the arms' shares of outcomes."""
+    treated, control = (ratio(sums[f"y_{arm}"], sums[arm]) for arm in ("treated", "control"))
+    effects: np.ndarray = treated - control
+    return effects
 
 
 _FIT: Mapping[str, Callable[[_Fitting], dict[str, Any]]] = {

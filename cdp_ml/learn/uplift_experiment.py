@@ -35,6 +35,22 @@ class Experiment:
         """The masks of the customers who were treated, and of the others: treated, control."""
         return {"treated": self.treated == 1, "control": self.treated == 0}
 
+    @property
+    def summands(self) -> dict[str, np.ndarray]:
+        """What is summed over customers: 1 and the outcome, in each arm."""
+        return summands(self.y, self.treated)
+
+
+def summands(y: np.ndarray, treated: np.ndarray) -> dict[str, np.ndarray]:
+    """What is summed over customers: 1 and the outcome `y_`, in each arm."""
+    control = 1 - treated
+    return {
+        "treated": treated,
+        "control": control,
+        "y_treated": y * treated,
+        "y_control": y * control,
+    }
+
 
 def campaign_customers(exposures: Table, campaign: str) -> Table:
     """Who was in which arm of a campaign, and since when.

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.learn.evaluate import Estimate, bootstrap_weights, interval, ratio
+from cdp_ml.learn.uplift_experiment import Experiment, summands
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-    from cdp_ml.learn.uplift_experiment import Experiment
 
 METRICS = ("qini", "auuc", "uplift_top_decile")
 LED = ("propensity", "rule")
@@ -52,7 +51,7 @@ def average_effect(experiment: Experiment) -> Estimate:
     """The difference between the arms' shares of outcomes, with its 95% bootstrap interval."""
     import numpy as np
 
-    sums = np.stack(list(_sums(experiment.y, experiment.treated).values()))
+    sums = np.stack(list(experiment.summands.values()))
 
     def effect(weights: np.ndarray) -> float:
         t, c, yt, yc = sums @ weights
@@ -72,11 +71,10 @@ def decile_table(experiment: Experiment, score: np.ndarray) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
-    y, t = experiment.y, experiment.treated
-    rank = np.empty(len(y), dtype=np.int64)
-    rank[np.argsort(-score, kind="stable")] = np.arange(len(y))
-    bins = rank * 10 // max(len(y), 1)
-    total = {n: np.bincount(bins, w, minlength=10) for n, w in _sums(y, t).items()}
+    rank = np.empty(len(score), dtype=np.int64)
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
+    bins = rank * 10 // max(len(score), 1)
+    total = {n: np.bincount(bins, w, minlength=10) for n, w in experiment.summands.items()}
     size = total["treated"] + total["control"]
     rates = [ratio(total[f"y_{a}"], total[a]) for a in ("treated", "control")]
     return pa.table(
@@ -162,7 +160,7 @@ def _curves(y: np.ndarray, treated: np.ndarray, score: np.ndarray) -> Callable[.
 
     order = np.argsort(-score, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    sums = {name: values[order] for name, values in _sums(y, treated).items()}
+    sums = {name: values[order] for name, values in summands(y, treated).items()}
 
     def curves(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         w = weights[order]
@@ -173,14 +171,3 @@ def _curves(y: np.ndarray, treated: np.ndarray, score: np.ndarray) -> Callable[.
         return t + c, qini, uplift
 
     return curves
-
-
-def _sums(y: np.ndarray, treated: np.ndarray) -> dict[str, np.ndarray]:
-    """What is summed over customers: 1 in each arm, and the outcome in each arm."""
-    control = 1 - treated
-    return {
-        "treated": treated,
-        "control": control,
-        "y_treated": y * treated,
-        "y_control": y * control,
-    }
