@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 
+YEAR = timedelta(days=330)
+"""Instants that span so much cover the seasons: the rest lies between two snapshots."""
 EXPLAINED = 500
 """How many test rows are explained for the summary of contributions: each costs a millisecond."""
 
@@ -142,7 +145,8 @@ def _train_supervised(
     judge = judge_value if spec.task == "value" else judge_propensity
     theirs = _champion_scores(champion, test)
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
-    profiled = profile(past, features, score)
+    seasonal = _seasonal(past, features)  # differ they must: that is no drift
+    profiled = profile(past, tuple(f for f in features if f not in seasonal), score)
     tables = _tables(choice, profiled, test, score)
     gain = predictor.booster.feature_importance("gain", choice.parameters["n_estimators"])
     return Trained(
@@ -331,19 +335,43 @@ def _labels(rows: pa.Table, name: str) -> np.ndarray:
 
 
 def _informative(spec: ModelSpec, rows: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The features with at least two values among the rows, and the others."""
+    """The features with at least two values among the rows, and the others.
+
+    What is the same for all customers at each instant, such as the day of the year, tells seasons
+    apart only if the instants cover a year; else it would stand for whatever else has changed.
+    """
+    import pyarrow.compute as pc
+
     names = feature_names(spec, rows)
     if not rows.num_rows:
         raise NotPromotedError(
             f"model '{spec.name}': nobody to learn from: its 'population' has no customers"
         )
     kept = tuple(n for n in names if _varies(matrix(rows, (n,))[:, 0]))
+    instants = rows["event_timestamp"]
+    if pc.max(instants).as_py() - pc.min(instants).as_py() < YEAR:
+        seasonal = _seasonal(rows, kept)
+        kept = tuple(n for n in kept if n not in seasonal)
     if not kept:
         raise NotPromotedError(
             f"model '{spec.name}': none of its {len(names)} features varies over {rows.num_rows} "
             "rows: nothing to learn from"
         )
     return kept, tuple(n for n in names if n not in kept)
+
+
+def _seasonal(rows: pa.Table, features: tuple[str, ...]) -> tuple[str, ...]:
+    """The features that are the same for all customers at each instant; rows are in order."""
+    import numpy as np
+
+    instants = rows["event_timestamp"].to_numpy()
+    begins = np.flatnonzero(np.append(True, instants[1:] != instants[:-1]))
+
+    def is_same(values: np.ndarray) -> bool:
+        least, most = (f.reduceat(values, begins) for f in (np.minimum, np.maximum))
+        return bool((least == most).all())
+
+    return tuple(n for n in features if is_same(matrix(rows, (n,))[:, 0]))
 
 
 def _varies(values: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from cdp_ml.engine import unix_micros
 from cdp_ml.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def ratio(part: Value, whole: Value) -> Value:
 
 def days_between(start: Value, end: Value) -> Value:
     """The days from one time to another, to the second; engines differ in what lies below."""
-    seconds = end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()
+    seconds = unix_micros(end) // 1_000_000 - unix_micros(start) // 1_000_000
     # Spark divides integers by such a literal in decimals.
     return seconds.cast("float64") / 86400.0
 
@@ -318,6 +319,8 @@ TRAITS: tuple[Trait, ...] = (
     Trait("tenure_days", _P, "float64",
           "time since the first record of the customer; null: always known", "days",
           lambda t: days_between(_time_or_null(t.first_seen_at), t.event_timestamp)),
+    Trait("day_of_year", _P, "int64", "day of the year of the instant: what recurs each season",
+          "1 to 366", lambda t: t.event_timestamp.day_of_year()),
     Trait("linked_records", _P, "int64", "records unified in the customer", "records",
           lambda t: t.records),
     Trait("linked_sources", _P, "int64", "sources that know the customer", "sources",

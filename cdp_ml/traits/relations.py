@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cdp_ml.engine import unix_micros
 from cdp_ml.traits.definitions import days_between
 
 if TYPE_CHECKING:
@@ -88,18 +89,17 @@ def grouped(
         found = rows.group_by(by).aggregate(**values(rows))
         spans = {c: ibis.literal(i, "int32") for i, c in enumerate(SPAN)}
         return keep(name, found.mutate(**spans).order_by(by[0]))
-    ends = {"_since": rows.since.max(), "_until": rows.until.max()}
     spans = {"since": rows.since.min(), "until": rows.until.min()}
-    groups = rows.group_by(by).aggregate(**values(rows), **spans, **ends)
+    alike = (spans["since"] == rows.since.max()) & (spans["until"] == rows.until.max())
+    groups = rows.group_by(by).aggregate(**values(rows), **spans, _alike=alike)
     groups = keep(name, groups.order_by(by[0]))
-    alike = (groups.since == groups["_since"]) & (groups.until == groups["_until"])
-    mixed = keep(f"{name}__mixed_keys", groups.filter(~alike).select(*by))
+    mixed = keep(f"{name}__mixed_keys", groups.filter(~groups["_alike"]).select(*by))
     if not mixed.count().to_pyarrow().as_py():
-        return groups.drop(*ends)
+        return groups.drop("_alike")
     several = keep(f"{name}__mixed_rows", rows.semi_join(mixed, by))
     each = at_each_instant(several, instants)
     again = each.group_by([*by, *SPAN]).aggregate(**values(each))
-    once = groups.filter(alike).drop(*ends)
+    once = groups.filter("_alike").drop("_alike")
     return once.union(keep(f"{name}__mixed", again.select(once.columns)))
 
 
@@ -116,7 +116,7 @@ def at_each_instant(rows: Table, instants: int) -> Table:
 
 def day_number(when: Value) -> Value:
     """The days from 1970-01-01 to a time's day (UTC)."""
-    return (when.epoch_seconds() // 86400).cast("int32")
+    return (unix_micros(when) // 86_400_000_000).cast("int32")
 
 
 def _lines(lines: Table) -> Table:
@@ -198,5 +198,5 @@ def _times(when: Value) -> dict[str, Value]:
     # 1970-01-01 was a Thursday.
     return {
         "weekend": (day_number(when) + 3) % 7 >= 5,
-        "evening": (when.epoch_seconds() // 3600) % 24 >= EVENING,
+        "evening": (unix_micros(when) // 3_600_000_000) % 24 >= EVENING,
     }

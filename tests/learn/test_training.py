@@ -67,6 +67,21 @@ def test_features_without_two_values_are_left_out_and_named():
     assert "never_filled, always_the_same" in model_card(fitted())
 
 
+@pytest.mark.parametrize(("every", "count", "used"), [(30, 8, False), (30, 13, True)])
+def test_the_season_is_learnt_from_a_year_and_not_from_less(every, count, used):
+    spec = propensity(
+        estimator={"n_estimators": 20}, snapshots={"count": count, "every_days": every}
+    )
+    frames = [
+        customers_at(t, rows=100).append_column("month", pa.array([float(t.month)] * 100))
+        for t in split_of(spec).instants
+    ]
+    found = train(spec, pa.concat_tables(frames), split_of(spec))
+    assert ("month" in found.predictor.features) == used
+    assert ("month" in found.excluded) != used
+    assert "month" not in found.profile
+
+
 def test_training_again_gives_the_same_model():
     spec = propensity()
     again = train(spec, training_frame(spec).to_pandas(), split_of(spec))
