@@ -7,7 +7,8 @@ other: its sources are ingested, traits computed as of each instant, models trai
 snapshots whose label windows had closed by the test's instant, and judged there. Nothing is
 particular to the benchmark but the specifications below, fixed before the tests were looked at:
 weekly snapshots where a year of history leaves a hundred days for them, else monthly ones;
-random thresholds (extra_trees); leaves chosen on the newest closed snapshot.
+random thresholds (extra_trees); leaves, number of trees, and whether a logistic regression shares
+in the log-odds, chosen on the newest closed snapshot.
 
 Prints Markdown tables: of each purchase model the AUC of all baselines, average precision, Brier
 score and ECE, and the gain in AUC over BG/NBD; of each value model the normalized Gini of all
@@ -157,6 +158,8 @@ def facts(trained: Any) -> list[str]:
     rows, split = trained.rows, trained.split
     base = f"{rows['test_positives'] / rows['test_rows']:.2f}"
     leaves = f"{trained.parameters['num_leaves']}"
+    if trained.parameters.get("logistic_share"):
+        leaves += " + logistic"
     return [f"{split.test:%Y-%m-%d}", f"{rows['test_rows']:,}", base, f"{len(split.train)}", leaves]
 
 
