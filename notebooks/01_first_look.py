@@ -9,7 +9,7 @@
 # %% [markdown]
 # # A first look at the published customers
 #
-# Ten cells on the last published refresh of a workspace: the folder that `CDP_WORKSPACE` names, or
+# A tour of the last published refresh of a workspace: the folder that `CDP_WORKSPACE` names, or
 # the one in which Jupyter runs. `make demo` publishes one in the repository's folder. Open this
 # file as a notebook with Jupytext, or run it as a script.
 
@@ -33,20 +33,16 @@ by_sources = customers.group_by("sources").aggregate(
 by_sources.order_by(by_sources.customers.desc()).limit(10).to_pandas()
 
 # %% How records became one customer: somebody whom many sources know
-crosswalk = cdp.table("crosswalk")
-current = crosswalk.filter(crosswalk.valid_to.isnull())
 known = [customers.sources.length().desc(), customers.records, customers.customer_id]
-somebody = customers.order_by(known).limit(1)
+(somebody,) = customers.order_by(known).limit(1).customer_id.execute()
+crosswalk = cdp.table("crosswalk")
+theirs = crosswalk.filter(crosswalk.valid_to.isnull(), crosswalk.customer_id == somebody)
 fields = ["given_name", "surname", "birth_date", "postcode", "email", "phone"]
-unified = current.semi_join(somebody, "customer_id").join(
-    cdp.table("records"), ["source", "source_record_id"]
-)
-unified.select("customer_id", "source", "source_record_id", *fields).to_pandas()
+unified = theirs.join(cdp.table("records"), ["source", "source_record_id"])
+unified.select("source", "source_record_id", *fields).to_pandas()
 
-# %% Why: the evidence for each pair of these records
-edges = cdp.table("edges")
-keys = unified.select(record=unified.source + ":" + unified.source_record_id)
-edges.filter(edges.record_l.isin(keys.record), edges.record_r.isin(keys.record)).to_pandas()
+# %% Why: the links that hold them together, the weakest first
+pd.DataFrame(cdp.why(somebody)["needed"])
 
 # %% Traits: what each customer did, as of the run's instant and of every training snapshot
 traits = cdp.table("traits_transactional")
@@ -75,14 +71,15 @@ features = frame.drop(columns=["customer_id", "event_timestamp", "label"]).selec
 own = HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=8, random_state=0)
 own.fit(features[~is_test], frame.loc[~is_test, "label"])
 
-# %% Beside the champion, on the same customers at the test instant
+# %% Beside the platform's own, trained by the same rows, on the same customers at the test instant
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-champion = cdp.model("purchase_30d")
+trained = cdp.train("purchase_30d")  # `register=True` would record it in MLflow
+print(trained.verdict)
 bought = frame.loc[is_test, "label"]
 scores = {
     "own": own.predict_proba(features[is_test])[:, 1],
-    f"champion (version {champion.version})": champion.predict(frame[is_test]),
+    "platform": trained.predictor.predict(frame[is_test]),
 }
 measures = {"AUC": roc_auc_score, "average precision": average_precision_score}
 compared = {
@@ -99,11 +96,18 @@ stays = cdp.table("segment_membership")
 inside = stays.filter(stays.exited_at.isnull())
 inside.group_by("segment").aggregate(customers=inside.count()).order_by("segment").to_pandas()
 
-# %% One customer, scored online as the API does, with the reasons
-from cdp_ml.online import open_online, score
+# %% The highest score of each model that was promoted
+scores = cdp.table("scores").to_pandas()
+best = scores.sort_values(["score", "customer_id"]).groupby("model").tail(1)
+best[["model", "model_version", "customer_id", "score", "cluster"]]
 
-published = cdp.table("scores").filter(lambda t: t.model == "purchase_30d")
-(likeliest,) = published.order_by(published.score.desc()).limit(1).customer_id.execute()
-answer = score(open_online(cdp.settings), likeliest, "purchase_30d")
-print(f"{answer['customer_id']} buys within 30 days with a probability of {answer['score']:.0%}")
+# %% One customer, scored online as the API does, with the reasons
+served = [m for m in ("purchase_30d", "churn_90d", "clv_180d") if m in set(scores["model"])]
+answer = cdp.score(best.set_index("model").loc[served[0], "customer_id"], served[0])
+print(f"{answer['model']} of {answer['customer_id']}: {answer['score']:.2f}")
 pd.DataFrame(answer["reasons"])
+
+# %% [markdown]
+# The other notebooks go deeper: [identity](02_identity.py), [features](03_features.py), a
+# [propensity](04_propensity.py), [segments](05_segments.py), [uplift](06_uplift.py), and
+# [scores online](07_online.py).

@@ -7,10 +7,13 @@ no kernel needs to be installed.
 import ast
 
 import jupytext
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def run_cell(source, name, namespace):
@@ -21,19 +24,50 @@ def run_cell(source, name, namespace):
     return last and eval(compile(ast.Expression(last.value), name, "eval"), namespace)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_on_the_demo(notebook, demo_workspace, monkeypatch, capsys):
+def code_cells(notebook):
+    return [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+
+
+def files_of(workspace):
+    """What lies in a workspace, with the size of each file; SQLite's own scratch files aside."""
+    return {
+        path: path.stat().st_size
+        for path in (workspace / ".cdp").rglob("*")
+        if path.is_file() and not path.name.endswith(("-wal", "-shm", "-journal"))
+    }
+
+
+@every_notebook
+def test_a_notebook_runs_on_the_demo_and_changes_nothing(
+    notebook, demo_workspace, monkeypatch, capsys
+):
     monkeypatch.setenv("CDP_WORKSPACE", str(demo_workspace))
-    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
-    namespace = {"__name__": "__main__"}
-    for number, cell in enumerate(cells, 1):
+    matplotlib.use("Agg")
+    before, namespace = files_of(demo_workspace), {"__name__": "__main__"}
+    for number, cell in enumerate(code_cells(notebook), 1):
         name = f"{notebook.name}, cell {number}"
         shown = run_cell(cell.source, name, namespace)
         assert capsys.readouterr().out or (shown is not None and repr(shown)), name
+        for figure in map(plt.figure, plt.get_fignums()):
+            figure.canvas.draw()
+        plt.close("all")
+    assert files_of(demo_workspace) == before
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@every_notebook
 def test_a_notebook_starts_with_its_title_and_every_cell_says_what_it_shows(notebook):
     cells = jupytext.read(notebook).cells
     assert cells[0].source.startswith("# ")
-    assert all(cell.metadata.get("title") for cell in cells if cell.cell_type == "code")
+    assert all(cell.metadata.get("title") for cell in code_cells(notebook))
+
+
+@every_notebook
+def test_a_notebook_is_short_and_uses_no_private_name_of_the_package(notebook):
+    cells = code_cells(notebook)
+    assert len(cells) <= 12
+    for cell in cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("cdp_ml"):
+                assert not [a.name for a in node.names if a.name.startswith("_")]
+            if isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_"), f"{notebook.name}: {node.attr}"
