@@ -16,6 +16,10 @@ from cdp_ml.workspace import traits_as_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if PARALLEL:
+    # Workers share the cores: threads of one would wait for those of another in busy loops.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ONLINE_RETAIL_REFUSED = {
     "postage or carriage": 2_110,
@@ -31,6 +35,28 @@ ONLINE_RETAIL_REFUSED = {
     "adjustment of bad debt": 3,
 }
 """Why order lines of Online Retail are refused, and how many."""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share what is made once are for one worker of `-n 2 --dist loadgroup`.
+
+    The largest groups come first, so that no worker is left with one while the other is idle.
+    """
+    if not PARALLEL:
+        return
+    first = {"demo_workspace": 0, "published": 1}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: first.get(_group(item), len(first)))
+
+
+def _group(item):
+    if "demo_workspace" in item.fixturenames:
+        return "demo_workspace"
+    uses_published = any(
+        getattr(value, "__module__", None) == "published" for value in vars(item.module).values()
+    )
+    return "published" if uses_published else item.path.name
 
 
 @pytest.fixture
