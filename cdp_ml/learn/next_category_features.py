@@ -196,24 +196,18 @@ def _item_features(p: Purchases, pairs: _Pairs) -> dict[str, np.ndarray]:
     """What is known of all purchases of each item."""
     import numpy as np
 
+    def count(item: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(item, weight, minlength=p.items)
+
     again = pairs.times > 1
     apart = ((pairs.first - pairs.latest) / np.maximum(pairs.times - 1, 1))[again]
-    buyers, repeated, gaps, latest, all_ = (
-        np.bincount(item, weight, minlength=p.items)
-        for item, weight in (
-            (pairs.item, None),
-            (pairs.item[again], None),
-            (pairs.item[again], apart),
-            (p.item[p.order == 0], None),
-            (p.item, None),
-        )
-    )
+    repeated, gaps = count(pairs.item[again]), count(pairs.item[again], apart)
     mean = again.mean() if len(again) else 0.0
     return {
-        "bought_again": (repeated + SHRINK * mean) / (buyers + SHRINK),
+        "bought_again": (repeated + SHRINK * mean) / (count(pairs.item) + SHRINK),
         "gap": np.divide(gaps, repeated, out=np.full(p.items, np.nan), where=repeated > 0),
-        "popularity": all_ / max(p.orders.sum(), 1),
-        "recent_popularity": latest / max((p.orders > 0).sum(), 1),
+        "popularity": count(p.item) / max(p.orders.sum(), 1),
+        "recent_popularity": count(p.item[p.order == 0]) / max((p.orders > 0).sum(), 1),
     }
 
 

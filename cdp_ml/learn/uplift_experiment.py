@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
@@ -35,7 +36,7 @@ class Experiment:
         """The masks of the customers who were treated, and of the others: treated, control."""
         return {"treated": self.treated == 1, "control": self.treated == 0}
 
-    @property
+    @cached_property
     def summands(self) -> dict[str, np.ndarray]:
         """What is summed over customers: 1 and the outcome, in each arm."""
         return summands(self.y, self.treated)
