@@ -207,6 +207,14 @@ def log_odds(score: np.ndarray) -> np.ndarray:
     return odds
 
 
+def log_losses(y: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """The log-loss of each probability."""
+    import numpy as np
+
+    found: np.ndarray = np.logaddexp(0, np.where(y > 0, -1, 1) * log_odds(score))
+    return found
+
+
 def join_logistic(
     booster: lgb.Booster, logistic: Pipeline, x: np.ndarray, share: float
 ) -> lgb.Booster:

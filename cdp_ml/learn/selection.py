@@ -36,11 +36,15 @@ DECISIVE = {"propensity": ("log_loss", -1), "value": ("gini", 1)}
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parameters that were tried, and how they did on the newest training instant."""
+    """Parameters that were tried, and how they did on the newest training instant.
+
+    `losses` are a propensity's log-losses by row.
+    """
 
     parameters: Mapping[str, Any]
     metrics: Mapping[str, float]
     seconds: float
+    losses: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,11 @@ class Forward:
         started = time.perf_counter()
         y, score = self.predict(params, self.newest)
         if self.spec.task == "value":
-            found = value_metrics(y, score, draws=1)
+            found, losses = value_metrics(y, score, draws=1), None
         else:
-            found = propensity_metrics(y, score, draws=1)
+            found, losses = propensity_metrics(y, score, draws=1), estimators.log_losses(y, score)
         values = {name: e.value for name, e in found.items()}
-        return Candidate(dict(params), values, time.perf_counter() - started)
+        return Candidate(dict(params), values, time.perf_counter() - started, losses)
 
     def early_stopped(self, params: Mapping[str, Any]) -> Candidate:
         """Try parameters with all the trees, two thirds and one third; the best number counts."""
@@ -141,8 +145,9 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
 
     Unless the specification gives `num_leaves`, those of `cdp_ml.learn.estimators.LEAVES` are
     tried on the newest training instant, each with the number of trees that does best there unless
-    that is given; with `tuning`, further parameters within its minutes. The trees of a propensity
-    go without the logistic regression, unless its share is given, if they do better so.
+    that is given; with `tuning`, further parameters within its minutes. Of a propensity, the fewest
+    leaves are taken that are no worse than the best by a standard error (Breiman et al. 1984), and
+    the logistic regression is left out, unless its share is given, if that is better by one.
 
     Args:
         spec: the model.
@@ -165,13 +170,14 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
     fixed = "n_estimators" in spec.estimator
     attempt = forward.candidate if fixed else forward.early_stopped
     tried = [attempt(p) for p in _leaves(params, given)]
+    best = _simplest(tried, spec.task)
     if alone:
-        tried.append(attempt({**_best(tried, spec.task).parameters, "logistic_share": 0}))
+        tried.append(attempt({**best.parameters, "logistic_share": 0}))
+        best = tried[-1] if _is_better(tried[-1], best) else best
     if spec.tuning is not None:
-        best = _best(tried, spec.task).parameters
-        tried += _tune(forward, best, spec.tuning.minutes * 60)
-    best = _best(tried, spec.task).parameters
-    return _calibrated(Choice(dict(best), tuple(tried)), forward)
+        further = _tune(forward, best.parameters, spec.tuning.minutes * 60)
+        best, tried = _best([best, *further], spec.task), tried + further
+    return _calibrated(Choice(dict(best.parameters), tuple(tried)), forward)
 
 
 def candidates_table(candidates: tuple[Candidate, ...]) -> pa.Table:
@@ -208,6 +214,23 @@ def _leaves(params: Mapping[str, Any], given: bool) -> list[dict[str, Any]]:
 def _best(tried: list[Candidate], task: str) -> Candidate:
     metric, sign = DECISIVE[task]
     return max(tried, key=lambda c: sign * c.metrics[metric])
+
+
+def _simplest(tried: list[Candidate], task: str) -> Candidate:
+    """The first that is not worse than the best by more than a standard error of the difference.
+
+    The best, of values: their metric has no error by row.
+    """
+    best = _best(tried, task)
+    return next(c for c in tried if c is best or (c.losses is not None and not _is_better(best, c)))
+
+
+def _is_better(one: Candidate, other: Candidate) -> bool:
+    """Whether one's log-loss is lower, on the same rows, by more than a standard error."""
+    assert one.losses is not None
+    assert other.losses is not None
+    gain = other.losses - one.losses
+    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
 
 
 def _calibrated(choice: Choice, forward: Forward) -> Choice:

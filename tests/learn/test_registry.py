@@ -177,7 +177,8 @@ def test_every_candidate_is_a_child_of_the_training(client, version):
     shares = [c.data.params["estimator.logistic_share"] for c in children]
     assert sorted(shares) == ["0", *["0.5"] * 4]
     (chosen,) = [c for c in children if c.data.tags["cdp_ml.chosen"] == "true"]
-    assert chosen.data.metrics["log_loss"] == min(c.data.metrics["log_loss"] for c in children)
+    best = min(c.data.metrics["log_loss"] for c in children)
+    assert best <= chosen.data.metrics["log_loss"] < 1.05 * best
 
 
 def test_what_scores_were_worth_is_added_to_the_run(workspace, client, version):
