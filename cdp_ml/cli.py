@@ -199,6 +199,8 @@ def ui(
 
     command, environment = ui_command(open_workspace(home).settings, port)
     check_address("127.0.0.1", port)
+    # Its first page is about language models, which are not trained here.
+    print(f"Open http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     os.execvpe(command[0], command, environment)
 
 

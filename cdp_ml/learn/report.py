@@ -91,6 +91,10 @@ _TELLING = (
     *("auc_gain", "gini_gain", "recall_gain", "log_loss", "ece", "bias", "decile_mape"),
     *("average_effect", "silhouette", "smallest_share", "clusters"),
 )
+_ABOUT_ECE = (
+    "Draws with repetition are less even than the customers themselves: the interval of the "
+    "expected calibration error lies high."
+)
 _DRAWN_ONLY = ("qini",)
 """Tables with too many lines to be read: they have a plot, and a CSV."""
 
@@ -136,12 +140,22 @@ def comparison(trained: Trained) -> str:
         [
             f"# {trained.spec.name}: challenger and champion\n",
             f"{trained.verdict}\n",
+            f"{_against_champion(found)}\n",
             f"Both scored the same {trained.rows['test_rows']:,} customers as of {test:%Y-%m-%d}; "
             "intervals are of 95%, from a bootstrap over customers, paired for the gains.\n",
             *lines,
             "",
         ]
     )
+
+
+def _against_champion(found: Mapping[str, Estimate]) -> str:
+    """Whether the challenger is better than the champion, in a sentence."""
+    metric = "log_loss" if "champion/log_loss_gain" in found else "gini"
+    gain = found[f"champion/{metric}_gain"]
+    told = "no better and no worse than" if gain.low <= 0 <= gain.high else "better than"
+    told = "worse than" if gain.high < 0 else told
+    return f"In {_label(metric)} the challenger is {told} the champion: gain {_interval(gain)}."
 
 
 def _page(trained: Trained, plots: Path) -> str:
@@ -191,6 +205,8 @@ def _judgement(trained: Trained) -> list[str]:
     spec, split = trained.spec, trained.split
     told = _TOLD.get(spec.task, _tell_supervised)(spec, split, trained.rows)
     parts = [spec.description, *told, "## Metrics", _metrics_markdown(trained)]
+    if "ece" in trained.evaluation.metrics:
+        parts.append(_ABOUT_ECE)
     if beside := _rivals_markdown(trained):
         parts += ["## Beside the baselines", beside]
     if trained.choice is not None and trained.choice.calibration:

@@ -216,6 +216,7 @@ def test_the_champion_and_the_challenger_are_compared_in_a_document(tmp_path):
     (log_loss,) = [x for x in text.splitlines() if x.startswith("| log-loss |")]
     assert log_loss.endswith("| 0 |")
     assert "above the baseline" not in text
+    assert "the challenger is no better and no worse than the champion: gain 0." in text
 
 
 def test_clusters_are_trained_without_labels():
