@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 _HELD = """
 CREATE VIEW held AS
-SELECT source, source_record_id, customer_id, confidence, valid_from FROM previous
-WHERE valid_to IS NULL
+SELECT source, source_record_id, customer_id FROM previous WHERE valid_to IS NULL
+"""
+_PAST = """
+CREATE TABLE past AS FROM previous SEMI JOIN clusters USING (source, source_record_id)
 """
 # `place`: of two records the earlier stays so, whatever others there are.
 _MEMBERS = """
 CREATE TABLE members AS
-SELECT m.*, h.customer_id AS before, h.confidence AS confidence_before,
-    h.valid_from AS valid_from_before
+SELECT m.*, p.customer_id AS before, p.confidence AS confidence_before,
+    p.valid_from AS valid_from_before
 FROM (SELECT *, row_number() OVER () AS place FROM clusters) m
-LEFT JOIN held h USING (source, source_record_id)
+LEFT JOIN (FROM past WHERE valid_to IS NULL) p USING (source, source_record_id)
 """
 # `since` and `first` belong to one record, and a record to one overlap: the order is total.
 _OVERLAPS = """
@@ -53,7 +55,7 @@ INSERT INTO assigned
 WITH borne AS (
     SELECT cluster, customer_id, place, ingested_at, valid_to
     FROM (FROM members ANTI JOIN assigned USING (cluster))
-    JOIN previous USING (source, source_record_id)
+    JOIN past USING (source, source_record_id)
 ), free AS (
     SELECT * FROM borne ANTI JOIN assigned USING (customer_id)
     ANTI JOIN (FROM held SEMI JOIN borne USING (customer_id)) USING (customer_id)
@@ -181,7 +183,7 @@ def assign_customer_ids(
     db = private_connection(con)
     db.register("clusters", clusters)
     lend(previous, "previous", con, db)
-    for statement in (_HELD, _MEMBERS, _OVERLAPS):
+    for statement in (_HELD, _PAST, _MEMBERS, _OVERLAPS):
         db.execute(statement)
     db.execute("CREATE TABLE assigned (cluster BIGINT, customer_id VARCHAR, fresh BOOLEAN)")
     for former in (_KEEP, _RESTORE):

@@ -355,6 +355,9 @@ _EDGES = """
 WITH found AS (
     SELECT * FROM (SELECT one, other, weight, pattern FROM pairs WHERE weight >= $bits)
     FULL JOIN certain USING (one, other) FULL JOIN decided USING (one, other)
+    LEFT JOIN (
+        SELECT least(one, other) AS one, greatest(one, other) AS other, known_at FROM former
+    ) USING (one, other)
 ), named AS (
     SELECT f.*, least(l.record, r.record) AS record_l, greatest(l.record, r.record) AS record_r
     FROM found f JOIN nodes l ON one = l.unique_id JOIN nodes r ON other = r.unique_id
@@ -369,10 +372,9 @@ SELECT record_l, record_r,
         ELSE 1 END AS match_probability,
     concat_ws('; ', nullif(reason, ''), 'same ' || identifier_type || ' identifier',
         nullif(said, '')) AS evidence,
-    coalesce(named.actor, 'refresh') AS actor,
-    least(f.known_at, coalesce(event_timestamp, $known_at)) AS known_at
-FROM named LEFT JOIN said USING (pattern) LEFT JOIN former_edges f USING (record_l, record_r)
-ORDER BY one, other
+    coalesce(actor, 'refresh') AS actor,
+    least(known_at, coalesce(event_timestamp, $known_at)) AS known_at
+FROM named LEFT JOIN said USING (pattern) ORDER BY one, other
 """
 _CLUSTERS = """
 SELECT source, source_record_id, ingested_at, cluster, confidence

@@ -63,7 +63,7 @@ _FORMER = """
 CREATE TABLE former AS
 SELECT CASE WHEN one NOT IN (SELECT unique_id FROM gone) THEN one END AS one,
     CASE WHEN other NOT IN (SELECT unique_id FROM gone) THEN other END AS other, record_l, record_r,
-    kind
+    kind, known_at
 FROM (SELECT *, {one} AS one, {other} AS other FROM former_edges)
 """
 # Besides what changed: who lost a partner, and who is joined or told apart otherwise than before.
@@ -145,16 +145,19 @@ def list_certain(
 
 
 def begin(db: DuckDBPyConnection, part: bool) -> None:
-    """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed."""
+    """Make tables `changed` and `scope` (unique_id): all records, or for a part what changed.
+
+    Table `former` has the former edges, by the numbers of their records.
+    """
     if part:
-        db.execute(_DIFFERING)
-        db.execute(_CHANGED)
         number = NUMBER.format("source || ':' || source_record_id")
-        db.execute(_GONE_RECORDS.format(number=number))
-        one, other = NUMBER.format("record_l"), NUMBER.format("record_r")
-        db.execute(_FORMER.format(one=one, other=other))
+        for statement in (_DIFFERING, _CHANGED, _GONE_RECORDS.format(number=number)):
+            db.execute(statement)
     else:
         db.execute("CREATE TABLE changed AS SELECT unique_id FROM nodes")
+        db.execute("CREATE TABLE gone AS FROM changed LIMIT 0")
+    one, other = NUMBER.format("record_l"), NUMBER.format("record_r")
+    db.execute(_FORMER.format(one=one, other=other))
     db.execute("CREATE TABLE scope AS FROM changed")
 
 

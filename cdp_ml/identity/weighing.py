@@ -58,7 +58,9 @@ def make_linker(db: DuckDBPyConnection, model: Model, explaining: bool = False) 
     from splink import Linker
 
     api = _views(db)
-    linker = Linker(api.register("people"), splink_settings(model, explaining), log_level=None)
+    # Training has checked the settings, which takes as long as all else here.
+    settings = splink_settings(model, explaining)
+    linker = Linker(api.register("people"), settings, validate_settings=False, log_level=None)
     for field in _terms(model):
         # The frequencies are columns of `people`; Splink asks for the tables nevertheless.
         unused = f"SELECT {field}, 0::DOUBLE AS tf_{field} FROM people LIMIT 0"
