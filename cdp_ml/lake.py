@@ -115,6 +115,22 @@ class Lake:
         self._rewind(name)
         return self._commit(name, conform(name, rows), "append" if self.has(name) else "overwrite")
 
+    def replace(self, name: str, rows: pa.Table, column: str, value: str) -> int:
+        """Put rows in the place of those with a value in a column; otherwise as `write`.
+
+        Files without such rows stay as they are: what grows by an instant a run is not written
+        again with its history.
+
+        Args:
+            name: a table of the contracts.
+            rows: all with this value.
+            column: such as `as_of`.
+            value: as text; of an instant in ISO 8601.
+        """
+        self._rewind(name)
+        predicate = f"{column} = '{value}'" if self.has(name) else None
+        return self._commit(name, conform(name, rows), "overwrite", predicate)
+
     def upsert(self, name: str, rows: pa.Table, con: SQLBackend) -> dict[str, int]:
         """Insert new rows and replace changed ones by key; write nothing if nothing changed.
 
@@ -171,12 +187,18 @@ class Lake:
         if self.has(name) and _delta(path, None).version() != self.versions[name]:
             _delta(path, None).restore(self.versions[name])
 
-    def _commit(self, name: str, rows: pa.Table, mode: Any) -> int:
+    def _commit(self, name: str, rows: pa.Table, mode: Any, predicate: str | None = None) -> int:
         from deltalake import write_deltalake
 
         path = self.root / name
-        schema_mode: Any = "overwrite" if mode == "overwrite" else "merge"
-        write_deltalake(path.absolute().as_uri(), rows, mode=mode, schema_mode=schema_mode)
+        anew = mode == "overwrite" and predicate is None
+        write_deltalake(
+            path.absolute().as_uri(),
+            rows,
+            mode=mode,
+            predicate=predicate,
+            schema_mode="overwrite" if anew else "merge",
+        )
         self.versions[name] = _delta(path, None).version()
         return self.versions[name]
 

@@ -663,10 +663,8 @@ def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
 
     from cdp_ml.contracts import arrow_schema
 
-    former = run.read(table)
-    kept = run.con.to_pyarrow(former.filter(former.as_of != run.as_of))
     rows = pa.concat_tables([arrow_schema(table).empty_table(), *parts])
-    run.lake.write(table, pa.concat_tables([kept.cast(rows.schema), rows]))
+    run.lake.replace(table, rows, "as_of", run.as_of.isoformat())
 
 
 def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:

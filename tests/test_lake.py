@@ -131,6 +131,39 @@ def test_appending_to_a_table_that_only_a_crashed_run_wrote_starts_anew(lake):
     assert names(lake) == {"b": "tray"}
 
 
+def scores_of(day, *customers):
+    row = {"model": "m", "model_version": 1, "as_of": day, "score": 0.5}
+    return rows("scores", *({**row, "customer_id": c} for c in customers))
+
+
+def scored(lake):
+    return sorted((r["as_of"], r["customer_id"]) for r in lake.arrow("scores").to_pylist())
+
+
+def test_rows_of_an_instant_are_replaced_and_files_of_others_are_not_written_again(lake):
+    lake.replace("scores", scores_of(T1, "a", "b"), "as_of", T1.isoformat())
+    first = lake.files("scores")
+    lake.replace("scores", scores_of(T2, "a", "b"), "as_of", T2.isoformat())
+    lake.replace("scores", scores_of(T2, "c"), "as_of", T2.isoformat())
+    assert scored(lake) == [(T1, "a"), (T1, "b"), (T2, "c")]
+    assert set(first) < set(lake.files("scores"))
+
+
+def test_no_rows_of_an_instant_leave_those_of_others(lake):
+    lake.replace("scores", scores_of(T1, "a"), "as_of", T1.isoformat())
+    lake.replace("scores", scores_of(T2), "as_of", T2.isoformat())
+    assert scored(lake) == [(T1, "a")]
+
+
+def test_replacing_forgets_what_a_crashed_run_wrote_after_the_seen_version(lake):
+    lake.replace("scores", scores_of(T1, "a"), "as_of", T1.isoformat())
+    seen = dict(lake.versions)
+    lake.replace("scores", scores_of(T2, "orphan"), "as_of", T2.isoformat())
+    resumed = Lake(lake.root, seen)
+    resumed.replace("scores", scores_of(T1, "b"), "as_of", T1.isoformat())
+    assert scored(resumed) == [(T1, "b")]
+
+
 def test_publication_is_what_readers_see(lake):
     assert Lake.published(lake.root).versions == {}
     assert last_run(lake.root) is None
