@@ -89,9 +89,13 @@ def grouped(
         found = rows.group_by(by).aggregate(**values(rows))
         spans = {c: ibis.literal(i, "int32") for i, c in enumerate(SPAN)}
         return keep(name, found.mutate(**spans).order_by(by[0]))
-    spans = {"since": rows.since.min(), "until": rows.until.min()}
-    alike = (spans["since"] == rows.since.max()) & (spans["until"] == rows.until.max())
-    groups = rows.group_by(by).aggregate(**values(rows), **spans, _alike=alike)
+    # Both ends of a row's span as one number: fewer aggregates, which are most of the cost.
+    base = instants + 1
+    span = rows.since * base + rows.until
+    groups = rows.group_by(by).aggregate(**values(rows), _span=span.min(), _last=span.max())
+    first = groups["_span"]
+    spans = {"since": (first // base).cast("int32"), "until": (first % base).cast("int32")}
+    groups = groups.mutate(**spans, _alike=first == groups["_last"]).drop("_span", "_last")
     groups = keep(name, groups.order_by(by[0]))
     mixed = keep(f"{name}__mixed_keys", groups.filter(~groups["_alike"]).select(*by))
     if not mixed.count().to_pyarrow().as_py():

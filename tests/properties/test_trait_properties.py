@@ -11,7 +11,7 @@ from cdp_ml.config import Engine
 from cdp_ml.engine import connect
 from cdp_ml.lake import Lake
 
-CALENDAR = ("event_timestamp", "age_years")
+CALENDAR = ("event_timestamp", "age_years", "day_of_year")
 """What is of the calendar: weekends and ages stay where they are."""
 TICK = dt.timedelta(microseconds=1)
 
