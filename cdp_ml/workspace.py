@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from cdp_ml.traits import Keep, Trait
 
 
+KEY = ("customer_id", "event_timestamp")
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The last published state of a workspace.
@@ -536,26 +539,45 @@ def eligible_features(
     """The features of the customers whom a model is about, at each instant, through Feast.
 
     Returns:
-        customer_id, event_timestamp and the features of the model's service.
+        customer_id, event_timestamp and the features of the model's service; of more than one
+        instant sorted by event_timestamp and customer_id.
     """
     import ibis
     import numpy as np
     import pyarrow as pa
 
-    from cdp_ml.feast_stores import open_store, training_features
-    from cdp_ml.learn.datasets import eligible
+    from cdp_ml.learn.datasets import eligible, order_of
 
-    spine = lake.read("traits_transactional", con).select("customer_id", "event_timestamp")
+    frame = _features_of_all(settings, lake, con, spec, instants)
+    # Only the row's number goes through the engine: to copy all features costs as much as to score.
+    numbered = frame.append_column("_row", pa.array(np.arange(frame.num_rows)))
+    chosen = con.to_pyarrow(eligible(con, ibis.memtable(numbered), spec, ("_row",)))["_row"]
+    chosen = chosen.combine_chunks().sort()
+    if len(instants) > 1:
+        chosen = chosen.take(order_of(frame.select(KEY).take(chosen)))
+    elif len(chosen) == frame.num_rows:
+        return frame
+    names, columns = frame.column_names, frame.columns[::-1]
+    del frame, numbered  # each column goes as its copy comes
+    return pa.table({name: columns.pop().take(chosen) for name in names})
+
+
+def _features_of_all(
+    settings: Settings, lake: Lake, con: SQLBackend, spec: ModelSpec, instants: Sequence[datetime]
+) -> pa.Table:
+    """The features of all customers who are known at each instant."""
+    from cdp_ml.feast_stores import open_store, training_features
+    from cdp_ml.feast_stores.snapshot import snapshot_features
+
+    spine = lake.read("traits_transactional", con).select(KEY)
     spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
     path = settings.online_store(lake.versions["online_store"])
     if not path.is_file():
         raise CdpError("this run's features were replaced by later ones; open the workspace again")
     store = open_store(settings, lake.versions, path)
-    frame = training_features(store, spec.features, spine)
-    # Only the row's number goes through the engine: to copy all features costs as much as to score.
-    numbered = frame.append_column("_row", pa.array(np.arange(frame.num_rows)))
-    chosen = con.to_pyarrow(eligible(con, ibis.memtable(numbered), spec, ("_row",)))["_row"]
-    return frame if len(chosen) == frame.num_rows else frame.take(chosen.combine_chunks().sort())
+    if len(instants) == 1:
+        return snapshot_features(store, spec.features, spine["customer_id"], instants[0])
+    return training_features(store, spec.features, spine)
 
 
 def training_frame(
@@ -627,14 +649,20 @@ def with_labels(
     Raises:
         NotPromotedError: if the label is about a category that no product has.
     """
+    import numpy as np
+    import pyarrow as pa
+
     from cdp_ml.learn.labels import build_labels, facts_table, outcomes
 
-    held = con.create_table("_eligible", rows, temp=True, overwrite=True)
+    # Keys alone go through the engine, as in `eligible_features`.
+    numbered = rows.select(KEY).append_column("_row", pa.array(np.arange(rows.num_rows)))
+    held = con.create_table("_eligible", numbered, temp=True, overwrite=True)
     facts = _keyed(lake, con, facts_table(spec.label), as_of)
     facts = outcomes(facts, lake.read("products", con), spec)
     facts = _under_former_ids(facts, lake.read("crosswalk", con), as_of)
-    labels = build_labels(held, facts, spec)
-    return con.to_pyarrow(held.join(labels, ["customer_id", "event_timestamp"]))
+    labels = held.join(build_labels(held, facts, spec), KEY).select("_row", "label")
+    found = con.to_pyarrow(labels.order_by("_row"))
+    return rows.append_column("label", found["label"].combine_chunks())
 
 
 def _under_former_ids(facts: Table, crosswalk: Table, as_of: datetime) -> Table:

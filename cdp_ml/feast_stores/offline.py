@@ -4,8 +4,8 @@ Named in features/feature_store.yaml. A data source's path is the name of a tabl
 that the registry knows no machine's paths.
 
 Feast's own DuckDB store carries all features of all rows through its joins and then sorts them;
-this one first finds which row holds, looking at keys and times alone, and fetches that row by its
-place in the Parquet files. The queries are SQL, as Ibis has no name for that place.
+this one first finds which row holds, looking at keys and times alone, and then takes its features
+from their place in the Parquet files. The queries are SQL, as Ibis has no name for that place.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStore,
     DuckDBOfflineStoreConfig,
 )
 from feast.infra.offline_stores.file_source import FileSource
-from feast.infra.offline_stores.ibis import IbisRetrievalJob, pull_all_from_table_or_query_ibis
-from feast.infra.offline_stores.offline_store import RetrievalMetadata
+from feast.infra.offline_stores.ibis import pull_all_from_table_or_query_ibis
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.on_demand_feature_view import OnDemandFeatureView
 
@@ -30,22 +32,25 @@ from cdp_ml.config import Engine
 from cdp_ml.contracts import contract
 from cdp_ml.engine import connect
 from cdp_ml.errors import ContractError, nearest
+from cdp_ml.feast_stores.places import PLACE, columns_at
 from cdp_ml.lake import Lake
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from feast import RepoConfig
     from feast.data_source import DataSource
     from feast.feature_view import FeatureView
-    from feast.infra.offline_stores.offline_store import RetrievalJob
     from feast.infra.registry.base_registry import BaseRegistry
+    from feast.saved_dataset import SavedDatasetStorage
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
-_ROW = "(file_index::BIGINT << 40) + file_row_number"
-"""A row's place in the files of a table."""
+AS_OF = "as_of"
+"""The name under which a row's own instant is a feature."""
+_DENSE_BITS = 22
+"""Up to how many rows of a spine, as a power of 2, an array of them takes little memory."""
 
 
 class LakeOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
@@ -88,12 +93,20 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             raise ContractError("entity_df: SQL is not supported; give a data frame")
         instant = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
         tables = _Tables.of(config)
-        _register_spine(tables.con, entity_df, instant)
+        spine = _hold_spine(tables.con, entity_df, instant)
         parts = [
             _Part.of(view, feature_refs, full_feature_names, filter_by_created_timestamp)
             for view in feature_views
         ]
-        query = _as_of_query(tables, entity_df.columns, instant, parts)
+        wanted = [tables.source(part.source, part.columns) for part in parts]
+
+        def rows() -> pa.Table:
+            found = spine
+            for part, source in zip(parts, wanted, strict=True):
+                for name, column in _features_at(tables, part, source, instant, len(spine)):
+                    found = found.append_column(name, column)
+            return found
+
         instants = entity_df[instant]
         metadata = RetrievalMetadata(
             features=feature_refs,
@@ -102,7 +115,7 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             max_event_timestamp=instants.max(),
         )
         odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        return tables.job(config, query, odfvs, full_feature_names, metadata)
+        return _RowsJob(rows, odfvs, full_feature_names, metadata)
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -117,21 +130,22 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """The newest row of each key within a span of time; materialization asks for it."""
         tables = _Tables.of(config)
-        keys = _listed(join_key_columns)
         times = [c for c in (timestamp_field, created_timestamp_column) if c]
         columns = [*join_key_columns, *feature_name_columns, *times]
+        source = tables.source(data_source, columns)
         at = f"{_quoted(timestamp_field)}::TIMESTAMPTZ"
-        query = f"""
-            WITH latest AS (
-                SELECT {_newest(timestamp_field, created_timestamp_column)} AS _row
-                FROM ({tables.rows(data_source, [*join_key_columns, *times])}) AS f
-                WHERE {at} BETWEEN {_literal(start_date)} AND {_literal(end_date)}
-                GROUP BY {keys}
-            )
-            SELECT {_listed(columns)}
-            FROM latest JOIN ({tables.rows(data_source, columns)}) AS f USING (_row)
+        latest = f"""
+            SELECT {_newest(timestamp_field, created_timestamp_column)} AS _row
+            FROM ({source.rows([*join_key_columns, *times])}) AS f
+            WHERE {at} BETWEEN {_literal(start_date)} AND {_literal(end_date)}
+            GROUP BY {_listed(join_key_columns)} ORDER BY _row
         """
-        return tables.job(config, query)
+
+        def rows() -> pa.Table:
+            places = tables.columns(latest)["_row"] if source.files else np.array([], np.int64)
+            return pa.table(dict(zip(columns, source.at(places, columns), strict=True)))
+
+        return _RowsJob(rows)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -168,6 +182,69 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         contract(data_source.path)
 
 
+class _RowsJob(RetrievalJob):  # type: ignore[misc]
+    """Rows that are computed when they are asked for."""
+
+    def __init__(
+        self,
+        rows: Callable[[], pa.Table],
+        odfvs: Sequence[OnDemandFeatureView] = (),
+        full_feature_names: bool = False,
+        metadata: RetrievalMetadata | None = None,
+    ) -> None:
+        self._rows = rows
+        self._odfvs, self._full_feature_names = list(odfvs), full_feature_names
+        self._metadata = metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        return self._rows()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._rows().to_pandas()
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether names of features begin with those of their views."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """What is computed from the rows."""
+        return self._odfvs
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked for."""
+        return self._metadata
+
+    def persist(
+        self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: Any = None
+    ) -> None:
+        """Refuse: the lake is written by refreshes."""
+        _refuse_to_write()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A table of the lake as a view's source: its files, and the columns that it has.
+
+    A row's own instant is also its column `as_of`, a feature for what depends on the request.
+    """
+
+    files: Sequence[str]
+    timestamp: str
+    schema: pa.Schema
+
+    def rows(self, columns: Sequence[str]) -> str:
+        """SQL of some columns, and of `_row`, each row's place."""
+        return f"SELECT {_listed(columns)}, {PLACE} AS _row FROM {_read_parquet(self.files)}"
+
+    def at(self, places: np.ndarray, columns: Sequence[str]) -> Iterator[pa.ChunkedArray]:
+        """Some columns of the rows that lie at some places, ascending."""
+        stored = [self.timestamp if c == AS_OF else c for c in columns]
+        return columns_at(self.files, places, pa.schema([self.schema.field(c) for c in stored]))
+
+
 @dataclass(frozen=True)
 class _Tables:
     """The lake's tables as DuckDB sees them; all of a query come from one connection."""
@@ -182,43 +259,12 @@ class _Tables:
         lake = Lake.published(root) if store.versions is None else Lake(root, dict(store.versions))
         return cls(lake, connect(Engine(threads=store.threads, memory_limit=store.memory_limit)))
 
-    def rows(self, source: DataSource, columns: Sequence[str]) -> str:
-        """SQL of some columns of a data source, and of `_row`, each row's place.
+    def files(self, source: DataSource) -> list[str]:
+        """The files of a source's table.
 
-        A row's own instant is also its column `as_of`, a feature for what depends on the request.
+        Raises:
+            ContractError: if there is no such table.
         """
-        name, files = source.path, self._files(source)
-        extra = f"{_quoted(source.timestamp_field)} AS as_of"
-        if not files:
-            self.con.create_table(name, self.lake.arrow(name), temp=True, overwrite=True)
-            return self._select(name, f"SELECT *, {extra}, 0 AS _row FROM {_quoted(name)}", columns)
-        paths = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in files)
-        read = f"read_parquet([{paths}], union_by_name = true)"
-        return self._select(name, f"SELECT *, {extra}, {_ROW} AS _row FROM {read}", columns)
-
-    def job(
-        self,
-        config: RepoConfig,
-        query: str,
-        odfvs: Sequence[OnDemandFeatureView] = (),
-        full_feature_names: bool = False,
-        metadata: RetrievalMetadata | None = None,
-    ) -> RetrievalJob:
-        """A query that runs when its result is asked for."""
-        # Ibis 12's Backend.sql calls a method that DuckDB 2.0 no longer has; a view says the same.
-        self.con.raw_sql(f"CREATE VIEW _result AS {query}")
-        return IbisRetrievalJob(
-            table=self.con.table("_result"),
-            on_demand_feature_views=list(odfvs),
-            full_feature_names=full_feature_names,
-            metadata=metadata,
-            data_source_writer=_refuse_to_write,
-            staging_location=None,
-            staging_location_endpoint_override=None,
-            repo_path=str(config.repo_path),
-        )
-
-    def _files(self, source: DataSource) -> list[str]:
         assert isinstance(source, FileSource)
         if not self.lake.has(source.path):
             raise ContractError(
@@ -226,15 +272,36 @@ class _Tables:
             )
         return self.lake.files(source.path)
 
-    def _select(self, name: str, query: str, columns: Sequence[str]) -> str:
-        known = [row[0] for row in self.con.raw_sql(f"DESCRIBE {query}").fetchall()]
+    def source(self, source: DataSource, columns: Sequence[str]) -> _Source:
+        """A source's table, checked for some columns.
+
+        Raises:
+            ContractError: if there is no such table or column.
+        """
+        files = self.files(source)
+        if files:
+            query = f"FROM {_read_parquet(files)} LIMIT 0"
+            schema = self.con.con.sql(query).to_arrow_table().schema
+        else:
+            schema = self.lake.arrow(source.path).schema
+        known = [*schema.names, AS_OF]
         for column in columns:
             if column not in known:
                 raise ContractError(
-                    f"table '{name}' has no column '{column}', which features/ declares; "
+                    f"table '{source.path}' has no column '{column}', which features/ declares; "
                     f"{nearest(column, known)} Run 'cdp-ml refresh' if it is new"
                 )
-        return f"SELECT {_listed(columns)}, _row FROM ({query})"
+        return _Source(files, source.timestamp_field, schema)
+
+    def columns(self, query: str) -> dict[str, np.ndarray]:
+        """The result of a query, by column."""
+        found: dict[str, np.ndarray] = self.con.con.sql(query).fetchnumpy()
+        return found
+
+
+def _read_parquet(files: Sequence[str]) -> str:
+    paths = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in files)
+    return f"read_parquet([{paths}], union_by_name = true)"
 
 
 @dataclass(frozen=True)
@@ -275,6 +342,11 @@ class _Part:
         )
 
     @property
+    def columns(self) -> list[str]:
+        """All columns that it takes."""
+        return [*self.narrow, *self.features.values()]
+
+    @property
     def narrow(self) -> list[str]:
         """The columns that tell which row holds."""
         return [*self.keys, self.timestamp, *([self.created] if self.created else [])]
@@ -292,44 +364,40 @@ class _Part:
         return " AND ".join(conditions)
 
 
-def _register_spine(con: SQLBackend, entity_df: pd.DataFrame, instant: str) -> None:
-    """Table `_spine`: the rows to be filled, numbered, their instants in UTC."""
-    import pyarrow as pa
-
-    rows = pa.Table.from_pandas(entity_df, preserve_index=False)
-    con.con.register("_entities", rows)
+def _hold_spine(con: SQLBackend, entity_df: pd.DataFrame, instant: str) -> pa.Table:
+    """Table `_spine`: the rows to be filled, numbered, their instants in UTC; returns them too."""
+    rows = pa.Table.from_pandas(entity_df, preserve_index=False).replace_schema_metadata()
+    con.con.register("_entities", rows.append_column("_spine_row", pa.array(np.arange(len(rows)))))
     at = _quoted(instant)
     con.raw_sql(
-        f"CREATE TABLE _spine AS SELECT * REPLACE ({at}::TIMESTAMPTZ AS {at}), "
-        "row_number() OVER () AS _spine_row FROM _entities"
+        f"CREATE TABLE _spine AS SELECT * REPLACE ({at}::TIMESTAMPTZ AS {at}) FROM _entities"
     )
+    query = f"SELECT {at} FROM _spine ORDER BY _spine_row"
+    instants = con.con.sql(query).to_arrow_table().column(0)
+    # A spine's row numbers are dense: the newest row of each is kept in an array, not a hash table.
+    con.raw_sql(f"SET perfect_ht_threshold = {_DENSE_BITS}")
+    return rows.set_column(rows.column_names.index(instant), instant, instants)
 
 
-def _as_of_query(
-    tables: _Tables, columns: Sequence[str], instant: str, parts: Sequence[_Part]
-) -> str:
-    """For each view: which row holds at each row of the spine, then that row's features."""
-    steps, joins = [], []
-    for i, part in enumerate(parts):
-        newest = _newest(part.timestamp, part.created)
-        features = [f"{_quoted(column)} AS {_quoted(f)}" for f, column in part.features.items()]
-        wide = tables.rows(part.source, list(dict.fromkeys(part.features.values())))
-        steps += [
-            f"""latest_{i} AS (
-                SELECT _spine_row, {newest} AS _row
-                FROM _spine AS s JOIN ({tables.rows(part.source, part.narrow)}) AS f
-                ON {part.holds(instant)} GROUP BY _spine_row
-            )""",
-            f"""view_{i} AS (
-                SELECT {", ".join(["_spine_row", *features])}
-                FROM latest_{i} JOIN ({wide}) AS f USING (_row)
-            )""",
-        ]
-        joins.append(f"LEFT JOIN view_{i} USING (_spine_row)")
-    names = [name for part in parts for name in part.features]
-    steps_sql = f"WITH {', '.join(steps)}" if steps else ""
-    selected = _listed([*columns, *names])
-    return f"{steps_sql} SELECT {selected} FROM _spine {' '.join(joins)} ORDER BY _spine_row"
+def _features_at(
+    tables: _Tables, part: _Part, source: _Source, instant: str, spine: int
+) -> Iterator[tuple[str, pa.Array]]:
+    """The features that hold at each row of the spine, by name; null where none does."""
+    rows = places = np.array([], np.int64)
+    if source.files:
+        found = tables.columns(f"""
+            SELECT _spine_row, {_newest(part.timestamp, part.created)} AS _row
+            FROM _spine AS s JOIN ({source.rows(part.narrow)}) AS f
+            ON {part.holds(instant)} GROUP BY _spine_row
+        """)
+        order = np.argsort(found["_row"])
+        rows, places = found["_spine_row"][order], found["_row"][order]
+    at = np.full(spine, -1)
+    at[rows] = np.arange(len(rows))
+    index = pa.array(at, mask=at < 0)
+    columns = source.at(places, list(part.features.values()))
+    for name, column in zip(part.features, columns, strict=True):
+        yield name, column.combine_chunks().take(index)
 
 
 def _newest(timestamp: str, created: str | None) -> str:
@@ -344,7 +412,7 @@ def _newest(timestamp: str, created: str | None) -> str:
 
 def _read(tables: _Tables, source: DataSource, repo_path: str) -> Table:
     """A data source as an Ibis expression."""
-    tables._files(source)
+    tables.files(source)
     return tables.lake.read(source.path, tables.con)
 
 

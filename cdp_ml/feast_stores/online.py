@@ -7,6 +7,7 @@ created later; of equal ones the last written holds. A row older than its view's
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from abc import abstractmethod
@@ -299,6 +300,9 @@ class PackedRedisOnlineStore(PackedOnlineStore):
 
     _client: Redis | None = None
 
+    def __init__(self) -> None:
+        self._local = threading.local()
+
     def get(self, config: RepoConfig, view: str, keys: Sequence[str]) -> list[bytes | None]:
         """The bytes of each entity of a view; None where there are none."""
         return self.get_views(config, [view], keys)[0]
@@ -308,7 +312,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     ) -> list[list[bytes | None]]:
         """As `get`, in one round trip."""
         asked = [f"{_prefix(config, view)}{key}" for view in views for key in keys]
-        found: Any = self.client(config).mget(asked) if asked else []
+        found = self._mget(config, asked) if asked else []
         return [found[i * len(keys) : (i + 1) * len(keys)] for i in range(len(views))]
 
     def put(self, config: RepoConfig, view: str, keys: list[str], values: list[bytes]) -> None:
@@ -332,6 +336,31 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     ) -> None:
         """Remove the run's values of views."""
         _drop(self.client(config), [_prefix(config, view.name) for view in tables])
+
+    def _mget(self, config: RepoConfig, keys: Sequence[str]) -> Any:
+        """Get values in one round trip, without what redis-py does around each: a third of it."""
+        connection = self._connection(config)
+        try:
+            connection.send_command("MGET", *keys)
+            return connection.read_response()
+        except BaseException as error:
+            # An answer still under way must not be taken for that to the next question.
+            connection.disconnect()
+            from redis.exceptions import RedisError
+
+            if not isinstance(error, RedisError):
+                raise
+        # A connection that was lost; the client tries again, or says what is wrong.
+        return self.client(config).mget(keys)
+
+    def _connection(self, config: RepoConfig) -> Any:
+        """The thread's own connection; of the process too, as a fork must not share one."""
+        process = os.getpid()
+        if getattr(self._local, "process", None) != process:
+            pool = self.client(config).connection_pool
+            self._local.connection = pool.connection_class(**pool.connection_kwargs)
+            self._local.process = process
+        return self._local.connection
 
     def client(self, config: RepoConfig) -> Redis:
         """The connections to Redis, safe among threads.

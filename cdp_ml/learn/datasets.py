@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 KEY = ("customer_id", "event_timestamp")
+AT_ONCE = 8192
+"""Rows of a matrix that are filled at a time: as many as stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def matrix(frame: pa.Table | Mapping[str, Any], features: tuple[str, ...]) -> np
             raise ContractError(f"no feature '{name}' in the frame; {nearest(name, names)}")
     if not features:
         return np.empty((0, 0))
+    if hasattr(frame, "select") and hasattr(frame, "slice"):
+        return _rows_of_arrow(frame.select(features))
     return np.column_stack([_numbers(frame[name]) for name in features])
 
 
@@ -238,12 +242,16 @@ def check_no_copy(x: np.ndarray, y: np.ndarray, features: tuple[str, ...], name:
 
 
 def rows_at(frame: pa.Table, instants: tuple[datetime, ...]) -> pa.Table:
-    """The rows of a frame at these instants."""
+    """The rows of a frame at these instants; not copied if they lie together."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     wanted = pa.array(instants, frame.schema.field("event_timestamp").type)
-    return frame.filter(pc.is_in(frame["event_timestamp"], value_set=wanted))
+    chosen = pc.is_in(frame["event_timestamp"], value_set=wanted)
+    places = np.flatnonzero(chosen.to_numpy())
+    together = len(places) and places[-1] - places[0] + 1 == len(places)
+    return frame.slice(places[0], len(places)) if together else frame.filter(chosen)
 
 
 def as_arrow(frame: Any) -> pa.Table:
@@ -260,7 +268,25 @@ def as_arrow(frame: Any) -> pa.Table:
     if instants.type.tz is None:
         instants = instants.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
     table = table.set_column(at, "event_timestamp", instants.cast(pa.timestamp("us", "UTC")))
-    return table.sort_by([("event_timestamp", "ascending"), ("customer_id", "ascending")])
+    return table if _is_sorted(table) else table.take(order_of(table))
+
+
+def order_of(table: pa.Table) -> pa.Array:
+    """Where the rows lie that are sorted by event_timestamp and customer_id."""
+    import pyarrow.compute as pc
+
+    return pc.sort_indices(table, [("event_timestamp", "ascending"), ("customer_id", "ascending")])
+
+
+def _is_sorted(table: pa.Table) -> bool:
+    """Whether `order_of` would change nothing: to ask costs less than to sort and copy."""
+    import pyarrow.compute as pc
+
+    before, after = table.slice(0, max(table.num_rows - 1, 0)), table.slice(1)
+    earlier = pc.less(before["event_timestamp"], after["event_timestamp"])
+    same = pc.equal(before["event_timestamp"], after["event_timestamp"])
+    lower = pc.less_equal(before["customer_id"], after["customer_id"])
+    return pc.all(pc.or_(earlier, pc.and_(same, lower))).as_py() is not False
 
 
 def _check_windows(instants: list[datetime], split: TimeSplit, name: str) -> None:
@@ -272,6 +298,18 @@ def _check_windows(instants: list[datetime], split: TimeSplit, name: str) -> Non
                 f"model '{name}': the label window of {t:%Y-%m-%d} closes on {closes[t]:%Y-%m-%d}, "
                 f"after {limit[t]:%Y-%m-%d}: its outcome was not yet known then"
             )
+
+
+def _rows_of_arrow(columns: pa.Table) -> np.ndarray:
+    """The columns side by side, some rows at a time: whole columns would be copied twice."""
+    import numpy as np
+
+    x = np.empty((columns.num_rows, columns.num_columns))
+    for start in range(0, len(x), AT_ONCE):
+        part = columns.slice(start, AT_ONCE)
+        for number, column in enumerate(part.columns):
+            x[start : start + AT_ONCE, number] = _numbers(column)
+    return x
 
 
 def _numbers(column: Any) -> np.ndarray:

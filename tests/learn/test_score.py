@@ -17,7 +17,8 @@ from learn_cases import (
 
 from cdp_ml.contracts import arrow_schema
 from cdp_ml.errors import CdpError, ContractError
-from cdp_ml.learn.score import recommend_items, score_customers
+from cdp_ml.learn.datasets import matrix
+from cdp_ml.learn.score import BLOCK, recommend_items, score_customers
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,12 @@ def test_scores_are_probabilities_with_the_share_of_lower_ones(predictor):
     np.testing.assert_allclose(scores["percentile"].to_numpy(), lower)
     assert set(scores["model_version"].to_pylist()) == {4}
     assert scores["cluster"].null_count == 50
+
+
+def test_many_customers_score_as_each_of_them_alone(predictor):
+    customers = customers_at(AS_OF, rows=2 * BLOCK + 5)
+    whole = predictor.model.predict(matrix(customers, predictor.features))
+    np.testing.assert_array_equal(predictor.predict(customers), whole)
 
 
 def test_clusters_are_assigned_by_name():
