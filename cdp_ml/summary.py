@@ -115,6 +115,10 @@ def _evaluated(found: dict[str, Any]) -> Iterator[RenderableType]:
         yield from _labels(found["labels"])
     if found.get("models"):
         yield _models_against_truth(found["models"])
+        yield (
+            "Observer: the best AUC for who knows what was seen; all-knowing: also what is hidden.\n"
+            "Attained: the share of the way there from chance."
+        )
     if "charts" in found:
         yield "Charts: " + escape(", ".join(found["charts"]))
 
@@ -183,9 +187,9 @@ def _models_against_truth(models: dict[str, Any]) -> RichTable:
         "model",
         ">customers",
         ">AUC",
-        ">best for an observer",
+        ">observer",
         ">attained",
-        ">best if all were known",
+        ">all-knowing",
         ">attained",
         ">ECE",
     )

@@ -345,7 +345,7 @@ def _informative(spec: ModelSpec, rows: pa.Table) -> tuple[tuple[str, ...], tupl
     names = feature_names(spec, rows)
     if not rows.num_rows:
         raise NotPromotedError(
-            f"model '{spec.name}': nobody to learn from: its 'population' has no customers"
+            f"model '{spec.name}': nobody to learn from: its 'population' has 0 customers"
         )
     kept = tuple(n for n in names if _varies(matrix(rows, (n,))[:, 0]))
     instants = rows["event_timestamp"]

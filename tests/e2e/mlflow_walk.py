@@ -27,8 +27,8 @@ from urllib.parse import quote
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FIRST_VISIT = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "locale": "en"}
 """What MLflow's pages remember of somebody who closed the assistant that greets newcomers."""
-SEEN = "document.body.innerText"
-SEEN_IN_FRAME = "document.querySelector('iframe')?.contentDocument?.body?.innerText ?? ''"
+SEEN = "(document.body?.innerText ?? '')"
+SEEN_IN_FRAME = "(document.querySelector('iframe')?.contentDocument?.body?.innerText ?? '')"
 EXPAND = (
     "[...document.querySelectorAll('button')].filter(b => b.innerText == 'Show more')[0]?.click()"
 )
@@ -93,7 +93,7 @@ class Browser:
         self._call("Page.navigate", url="about:blank")
         self._call("Page.navigate", url=url)
 
-    def text(self, settled: float = 1.0, patience: float = 30.0) -> str:
+    def text(self, settled: float = 3.0, patience: float = 30.0) -> str:
         """The visible text, once it has not changed for `settled` seconds."""
         before, since, start = "", time.monotonic(), time.monotonic()
         while time.monotonic() - start < patience:

@@ -7,7 +7,7 @@ from mlflow_walk import NAMES, installed_browser, pages_of, walk
 from cdp_ml.config import load_settings
 from cdp_ml.learn.registry import tracking_uri
 
-MODEL = "purchase_30d"
+MODEL = "churn_90d"
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_people_train_promote_and_roll_back(copied, monkeypatch):
     with (copied / "models" / f"{UPLIFT}.yaml").open("a") as specification:
         specification.write(QUICK)
     promoted = [train_and_promote(copied, model) for model in ("next_category", UPLIFT)]
-    name = "purchase_30d"
+    name = "churn_90d"
     cdp = cdp_ml.open(copied)
     tried = cdp.train(name, estimator={"n_estimators": 30, "num_leaves": 4})
     assert tried.predictor.version == 0, "only tried"
