@@ -116,7 +116,7 @@ def _evaluated(found: dict[str, Any]) -> Iterator[RenderableType]:
     if found.get("models"):
         yield _models_against_truth(found["models"])
         yield (
-            "Observer: the best AUC for who knows what was seen; all-knowing: also what is hidden.\n"
+            "Observer: the best AUC for who knows what is seen; all-knowing: also what is hidden.\n"
             "Attained: the share of the way there from chance."
         )
     if "charts" in found:
