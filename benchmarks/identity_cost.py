@@ -75,8 +75,11 @@ def save(home: Path, versions: dict[str, int], report: dict[str, Any]) -> None:
 
 def run_step(home: Path, keep_model: bool, days: int) -> None:
     """Run the identity step once and print what it took."""
+    import deltalake  # noqa: F401 what is imported once is not the step's cost
     import duckdb
-    import splink  # noqa: F401 what is imported once is not the step's cost
+    import pyarrow.dataset  # noqa: F401
+    import scipy.sparse.csgraph  # noqa: F401
+    import splink  # noqa: F401
     from mlflow import MlflowClient
 
     import cdp_ml.identity.linkage

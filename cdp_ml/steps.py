@@ -435,7 +435,8 @@ def _identity_metrics(run: Run, linkage: Linkage, assigned: Assignment) -> dict[
 
 def _counted(run: Run, links: Table) -> tuple[int, int]:
     """How many links and customers there are."""
-    asked = links.aggregate(links=links.count(), customers=links.customer_id.nunique())
+    # Hashes: numbers are counted in half the time that words take.
+    asked = links.aggregate(links=links.count(), customers=links.customer_id.hash().nunique())
     found = run.con.to_pyarrow(asked).to_pylist()[0]
     return found["links"], found["customers"]
 

@@ -214,8 +214,10 @@ def begin(db: DuckDBPyConnection) -> None:
 def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, among: str = "") -> None:
     """Make table `candidates` of the pairs, each by the first rule that it shares.
 
+    What an identifier joins for certain is weighed as well, that its edge tells what else agrees.
+
     Args:
-        db: with table `blocks`.
+        db: with tables `blocks` and `certain`.
         blocks: the rules of the model.
         most: pairs a rule may make.
         among: a table of unique_id; only pairs with one of these. All pairs if empty.
@@ -236,6 +238,13 @@ def pair_up(db: DuckDBPyConnection, blocks: Sequence[Block], most: int, among: s
             FROM {left} l JOIN blocks r ON l.key_{i} = r.key_{i} AND l.unique_id <> r.unique_id
                 AND {once if among else "l.unique_id < r.unique_id"}{earlier}
         """)
+    known = f"(SELECT unique_id FROM {among or 'blocks'})"
+    db.execute(f"""
+        INSERT INTO candidates
+        SELECT one, other, 'certain' FROM certain
+        ANTI JOIN candidates ON one = join_key_l AND other = join_key_r
+        WHERE one IN {known} {"OR" if among else "AND"} other IN {known}
+    """)
 
 
 def _check_pairs(db: DuckDBPyConnection, rule: str, key: str, left: str, most: int) -> None:
@@ -259,8 +268,14 @@ def _check_pairs(db: DuckDBPyConnection, rule: str, key: str, left: str, most: i
 
 def _key(keys: Sequence[str]) -> str:
     """SQL: a number that records of one block share; null if one of the expressions has none."""
-    known = " AND ".join(f"({k}) IS NOT NULL AND CAST(({k}) AS VARCHAR) <> ''" for k in keys)
+    known = " AND ".join(_is_known(k) for k in keys)
     return f"CASE WHEN {known} THEN hash({', '.join(keys)}) END"
+
+
+def _is_known(key: str) -> str:
+    """SQL: whether an expression has a value; a field has none or one that is not empty."""
+    empty = "" if key in FIELDS else f" AND CAST(({key}) AS VARCHAR) <> ''"
+    return f"({key}) IS NOT NULL{empty}"
 
 
 def count_rows(db: DuckDBPyConnection, table: str) -> int:

@@ -60,9 +60,8 @@ class Linkage:
         reviews: table `reviews`: what is doubtful, for people to decide.
         model: what was learned; None if there was nothing to compare.
         changed: records that are new or changed; all of them in a full run.
-        gone: by table, the keys of former rows that hold no longer, or are found again. None in a
-            full run: then all rows are new, otherwise those of the records in touch with what
-            changed.
+        gone: by table, the keys of former rows that hold no longer or are replaced. None in a full
+            run: then the tables are whole, otherwise they are what is new or differs from before.
     """
 
     edges: pa.Table
@@ -423,12 +422,13 @@ def _found(
         "compared": _asked(db, "compared", _COMPARED),
         "reviews": _asked(db, "reviews", _REVIEWS, review),
     }
+    found, gone = scope.changes(db, found) if part else (found, None)
     return Linkage(
         **found,
         clusters=db.sql(_CLUSTERS).to_arrow_table(),
         model=model,
         changed=blocking.count_rows(db, "changed"),
-        gone=scope.gone(db) if part else None,
+        gone=gone,
     )
 
 

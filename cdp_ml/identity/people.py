@@ -105,9 +105,13 @@ def view_records(db: DuckDBPyConnection) -> None:
     """Make view `delivered` of `records`, with the columns of `nodes`, to take some of them."""
     _list_shared(db)
     number = NUMBER.format("record")
-    db.execute(
-        f"CREATE VIEW delivered AS {_nodes(f'(SELECT {number} AS unique_id, * FROM ({_keyed()}))')}"
-    )
+    db.execute(f"CREATE VIEW keyed AS SELECT {number} AS unique_id, * FROM ({_keyed()})")
+    db.execute(f"CREATE VIEW delivered AS {_nodes('keyed')}")
+
+
+def take_nodes(db: DuckDBPyConnection, some: str) -> None:
+    """Make table `nodes` of those in view `delivered` whose unique_id a table has."""
+    db.execute(f"CREATE TABLE nodes AS {_nodes(f'(FROM keyed WHERE unique_id IN (FROM {some}))')}")
 
 
 def _list_shared(db: DuckDBPyConnection) -> None:

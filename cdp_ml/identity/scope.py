@@ -7,9 +7,10 @@ the model and its tables are frozen between trainings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.identity import people
 from cdp_ml.identity.people import NUMBER
 
 if TYPE_CHECKING:
@@ -93,10 +94,6 @@ _REACHED = """
 CREATE TABLE reached AS
 SELECT unique_id FROM scope UNION SELECT unnest([join_key_l, join_key_r]) FROM candidates
 """
-_TAKEN = """
-DELETE FROM ties WHERE one NOT IN (FROM reached);
-CREATE TABLE nodes AS SELECT * FROM delivered WHERE unique_id IN (FROM reached)
-"""
 _NEW_TIES = "INSERT INTO ties SELECT one, other FROM pairs WHERE weight >= $bits"
 # Those in touch with `near` that the table does not have yet.
 _NEXT = """
@@ -123,6 +120,14 @@ LEFT JOIN (SELECT unique_id, true AS lost FROM gone) USING (unique_id)
 GROUP BY ALL HAVING bool_or(again) OR bool_or(lost) OR bool_and(coalesce(near, false))
 """,
 }
+_KEPT = ("edges", "reviews")
+"""Tables of pairs, of which most are found again as they were."""
+_AGAIN = """
+CREATE OR REPLACE TABLE again AS
+FROM found INTERSECT
+SELECT {columns} FROM former_{table} SEMI JOIN found USING (record_l, record_r)
+"""
+_ANEW = "FROM found ANTI JOIN again USING (record_l, record_r) ORDER BY record_l, record_r"
 
 
 def list_overrides(db: DuckDBPyConnection, overrides: pa.Table | None) -> None:
@@ -171,7 +176,8 @@ def take_nodes(db: DuckDBPyConnection) -> None:
     db.execute(_TIES)
     db.execute(_REACHED)
     _widen(db, "reached")
-    db.execute(_TAKEN)
+    db.execute("DELETE FROM ties WHERE one NOT IN (FROM reached)")
+    people.take_nodes(db, "reached")
 
 
 def widen(db: DuckDBPyConnection, bits: float) -> None:
@@ -219,7 +225,27 @@ def pairs(db: DuckDBPyConnection, ids: Any, query: str, **given: float) -> dict[
     return found
 
 
-def gone(db: DuckDBPyConnection) -> dict[str, pa.Table]:
-    """By table, the keys of the former rows in whose place those come that are found now."""
-    record = NUMBER.format("record")
-    return {t: db.sql(q.format(record=record)).to_arrow_table() for t, q in _GONE.items()}
+def changes(
+    db: DuckDBPyConnection, found: Mapping[str, pa.Table]
+) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """What to put into the former tables and what to take out; what is as it was stays.
+
+    Args:
+        db: the database.
+        found: by table, the rows found.
+
+    Returns:
+        By table, the rows that are new or otherwise than before, and the keys of the former rows
+        that are gone or replaced.
+    """
+    number = NUMBER.format("record")
+    rows, gone = dict(found), {}
+    for table, asked in _GONE.items():
+        query = asked.format(record=number)
+        if table in _KEPT:
+            db.register("found", found[table])
+            db.execute(_AGAIN.format(table=table, columns=", ".join(found[table].column_names)))
+            rows[table] = db.sql(_ANEW).to_arrow_table()
+            query = f"FROM ({query}) ANTI JOIN again USING (record_l, record_r)"
+        gone[table] = db.sql(query).to_arrow_table()
+    return rows, gone
