@@ -27,7 +27,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 SIZES = (5, 10, 20, 50)
 """Block sizes (records) among which the limit of a rule is chosen."""
-SAMPLED_RECORDS = 3_000
+SAMPLED_RECORDS = 2_000
 LEAST_YIELD = 0.0005
 """Blocks with fewer matches for their pairs than this are left out, whatever the budget."""
 
