@@ -77,6 +77,7 @@ def run_step(home: Path, keep_model: bool, days: int) -> None:
     """Run the identity step once and print what it took."""
     import deltalake  # noqa: F401 what is imported once is not the step's cost
     import duckdb
+    import matplotlib.figure  # noqa: F401
     import pyarrow.dataset  # noqa: F401
     import scipy.sparse.csgraph  # noqa: F401
     import splink  # noqa: F401

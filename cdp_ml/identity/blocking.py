@@ -69,7 +69,8 @@ def expressions(rule: str) -> list[tuple[str, set[str]]]:
 def sample_pairs(db: DuckDBPyConnection, rules: Rules) -> float:
     """Make table `candidates` of the pairs in which a sample of the records would be compared.
 
-    Table `brought` tells which rules bring each pair, and in blocks of which size.
+    Table `brought` tells which rules bring each pair, and in blocks of which size; `blocked` the
+    keys of all records by all rules.
 
     Returns:
         The share of all pairs that the sample has.
@@ -84,7 +85,7 @@ def sample_pairs(db: DuckDBPyConnection, rules: Rules) -> float:
     db.execute(f"CREATE OR REPLACE TABLE brought AS SELECT DISTINCT * FROM ({found})")
     db.execute("CREATE OR REPLACE TABLE candidates AS "
                "SELECT DISTINCT join_key_l, join_key_r, '0' AS match_key FROM brought")  # fmt: skip
-    db.execute("DROP TABLE blocked; DROP TABLE sampled")
+    db.execute("DROP TABLE sampled")
     return 1 - (1 - share) ** 2
 
 
@@ -143,12 +144,19 @@ def choose_blocks(
     return tuple(Block(texts[i], keys[i], limits[i]) for i in chosen)
 
 
-def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block]) -> pa.Table:
-    """The blocks that are left out: block (number of its rule), key (hash)."""
+def find_large_blocks(db: DuckDBPyConnection, blocks: Sequence[Block], rules: Rules) -> pa.Table:
+    """The blocks that are left out: block (number of its rule), key (hash).
+
+    Args:
+        db: with table `blocked` of `sample_pairs`.
+        blocks: the rules that were chosen.
+        rules: the rules that were sampled.
+    """
+    place = {rule: i for i, rule in enumerate(rules)}
     nothing = "SELECT 0 AS block, 0::UBIGINT AS key WHERE false"
     found = [
-        f"SELECT {i} AS block, key FROM (SELECT {_key(b.keys)} AS key FROM nodes) "
-        f"WHERE key IS NOT NULL GROUP BY key HAVING count(*) > {b.limit}"
+        f"SELECT {i} AS block, key_{place[b.rule]} AS key FROM blocked "
+        f"WHERE key IS NOT NULL GROUP BY ALL HAVING count(*) > {b.limit}"
         for i, b in enumerate(blocks)
     ]
     return db.sql(f"{' UNION ALL '.join([nothing, *found])} ORDER BY ALL").to_arrow_table()

@@ -82,7 +82,7 @@ def train(
         blocks=(),
         aliases=learn_aliases(db),
         terms=learn_terms(db, counted),
-        large_blocks=blocking.find_large_blocks(db, ()),
+        large_blocks=blocking.find_large_blocks(db, (), {}),
         spec=spec.fingerprint(),
         records=records,
     )
@@ -109,7 +109,9 @@ def _with_blocks(
         FROM {predict(db, model)}
     """)
     blocks = blocking.choose_blocks(db, rules, share, budget)
-    return replace(model, blocks=blocks, large_blocks=blocking.find_large_blocks(db, blocks))
+    large = blocking.find_large_blocks(db, blocks, rules)
+    db.execute("DROP TABLE blocked")
+    return replace(model, blocks=blocks, large_blocks=large)
 
 
 def _with_context(
