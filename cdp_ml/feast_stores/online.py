@@ -155,21 +155,8 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Read rows as Feast wants them."""
-        layout = Layout.of(table)
-        wanted = set(layout.names if requested_features is None else requested_features)
-        fields = [
-            (i, name, _PROTO_FIELDS[layout.types[i]])
-            for i, name in enumerate(layout.names)
-            if name in wanted
-        ]
         found = self.get(config, table.name, [_key_of(key) for key in entity_keys])
-        since = oldest(table.ttl, now_of(config))
-        return [
-            (None, None)
-            if value is None or value[:8] < since
-            else (event_time(value), _protos(layout.unpack(value), fields))
-            for value in found
-        ]
+        return _as_feast_wants(config, table, found, requested_features)
 
 
 class PackedSqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -314,6 +301,35 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         asked = [f"{_prefix(config, view)}{key}" for view in views for key in keys]
         found = self._mget(config, asked) if asked else []
         return [found[i * len(keys) : (i + 1) * len(keys)] for i in range(len(views))]
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[FeatureView, list[str]]],
+        join_key_values: dict[str, Any],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: Any,
+        *said: bool,
+    ) -> None:
+        """Feast's hook for stores that read several views in one round trip."""
+        from feast import utils
+
+        # By view: the values of its distinct entities, the rows of each, the number of rows.
+        asked = [
+            utils._get_unique_entities(view, join_key_values, entity_name_to_join_key_map)
+            for view, _ in grouped_refs
+        ]
+        keys = [
+            [f"{_prefix(config, view.name)}{_key_of(k)}" for k in utils._get_entity_key_protos(e)]
+            for (view, _), (e, _, _) in zip(grouped_refs, asked, strict=True)
+        ]
+        found = iter(self._mget(config, [key for some in keys for key in some]) if keys else [])
+        full_names, with_versions = said
+        for (view, names), (_, places, rows), some in zip(grouped_refs, asked, keys, strict=True):
+            read = _as_feast_wants(config, view, list(islice(found, len(some))), names)
+            utils._populate_response_from_feature_data(
+                names, read, places, online_features_response, full_names, view, rows, with_versions
+            )
 
     def put(self, config: RepoConfig, view: str, keys: list[str], values: list[bytes]) -> None:
         """Keep bytes by entity, unless newer ones are there."""
@@ -472,6 +488,26 @@ def _plain(value: Value | None) -> Any:
 def _key_of(key: EntityKey) -> str:
     ids = dict(zip(key.join_keys, map(_plain, key.entity_values), strict=True))
     return entity_key([ids[name] for name in sorted(ids)])
+
+
+def _as_feast_wants(
+    config: RepoConfig, view: FeatureView, found: list[bytes | None], names: list[str] | None
+) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+    """Some features of each entity, or all, and their time; None of what is absent or too old."""
+    layout = Layout.of(view)
+    wanted = set(layout.names if names is None else names)
+    fields = [
+        (i, name, _PROTO_FIELDS[layout.types[i]])
+        for i, name in enumerate(layout.names)
+        if name in wanted
+    ]
+    since = oldest(view.ttl, now_of(config))
+    return [
+        (None, None)
+        if value is None or value[:8] < since
+        else (event_time(value), _protos(layout.unpack(value), fields))
+        for value in found
+    ]
 
 
 def _protos(values: list[Any], fields: Sequence[tuple[int, str, str]]) -> dict[str, Value]:
