@@ -333,7 +333,7 @@ def _encodings(rows: pa.Table) -> WriterProperties:
     plain = ColumnProperties(dictionary_enabled=False)
     return WriterProperties(
         max_row_group_size=ROW_GROUP,
-        column_properties={w: plain for w in words if 2 * len(some[w].unique()) > SAMPLED_ROWS}
+        column_properties={w: plain for w in words if 2 * len(some[w].unique()) > SAMPLED_ROWS},
     )
 
 

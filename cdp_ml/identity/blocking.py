@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cdp_ml.errors import LinkageError, nearest
 from cdp_ml.identity.model import Block
-from cdp_ml.identity.people import FIELDS
+from cdp_ml.identity.people import FIELDS, count_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -284,8 +284,3 @@ def _is_known(key: str) -> str:
     """SQL: whether an expression has a value; a field has none or one that is not empty."""
     empty = "" if key in FIELDS else f" AND CAST(({key}) AS VARCHAR) <> ''"
     return f"({key}) IS NOT NULL{empty}"
-
-
-def count_rows(db: DuckDBPyConnection, table: str) -> int:
-    """How many rows a table has."""
-    return int(db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])

@@ -31,6 +31,7 @@ from cdp_ml.identity.comparisons import Kind, usable
 from cdp_ml.identity.model import Model
 from cdp_ml.identity.people import (
     FIELDS,
+    count_rows,
     make_people,
     number_records,
     view_records,
@@ -427,7 +428,7 @@ def _found(
         **found,
         clusters=db.sql(_CLUSTERS).to_arrow_table(),
         model=model,
-        changed=blocking.count_rows(db, "changed"),
+        changed=count_rows(db, "changed"),
         gone=gone,
     )
 

@@ -213,3 +213,8 @@ def with_terms(filled: Mapping[str, int], fields: Sequence[str], records: int) -
     """The fields whose values are frequent or rare in a way that says something."""
     many = records >= LEAST_RECORDS_FOR_TERMS
     return {f: filled[f] for f in fields if many and filled[f]}
+
+
+def count_rows(db: DuckDBPyConnection, table: str) -> int:
+    """How many rows a table has."""
+    return int(db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])

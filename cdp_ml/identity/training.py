@@ -24,7 +24,7 @@ from cdp_ml.identity import blocking
 from cdp_ml.identity.comparisons import Kind, splink_comparison
 from cdp_ml.identity.dependence import CONTEXTS, HOUSEHOLD, Context, train_context
 from cdp_ml.identity.model import Model
-from cdp_ml.identity.people import learn_aliases, learn_terms, make_people, with_terms
+from cdp_ml.identity.people import count_rows, learn_aliases, learn_terms, make_people, with_terms
 from cdp_ml.identity.weighing import context_levels, predict, quiet_splink, weight
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def train(
     Raises:
         LinkageError: if expectation maximisation comes to a result within none of the rules.
     """
-    records = blocking.count_rows(db, "nodes")
+    records = count_rows(db, "nodes")
     frequent = [x.term for c in spec.comparisons if c.term_frequency for x in _of(kinds, c.field)]
     counted = with_terms(filled, sorted({f for f in frequent if f in filled}), records)
     model = Model(
@@ -187,7 +187,7 @@ def _linker(db: DuckDBPyConnection, comparisons: list[dict[str, Any]], prior: fl
         linker_uid="cdp",
         max_iterations=EM_ITERATIONS,
     )
-    kept = min(1.0, TRAINING_RECORDS / max(blocking.count_rows(db, "people"), 1))
+    kept = min(1.0, TRAINING_RECORDS / max(count_rows(db, "people"), 1))
     some = f"hash(unique_id) % 1000000 < {int(kept * 1_000_000)}"
     db.execute(f"CREATE OR REPLACE TABLE sample AS SELECT * FROM people WHERE {some}")
     return Linker(DuckDBAPI(db).register("sample"), settings, log_level=None)
@@ -198,7 +198,7 @@ def _prior(db: DuckDBPyConnection, spec: IdentitySpec, filled: Mapping[str, int]
 
     That is Splink's `estimate_probability_two_random_records_match`, with bounds for tiny data.
     """
-    records = blocking.count_rows(db, "people")
+    records = count_rows(db, "people")
     total = records * (records - 1) / 2
     rules = blocking.usable_rules(spec.prior_rules, filled).values()
     found = [
@@ -206,7 +206,7 @@ def _prior(db: DuckDBPyConnection, spec: IdentitySpec, filled: Mapping[str, int]
         f" AND {' AND '.join(f'l.{c} = r.{c}' for c in rule)}"
         for rule in rules
     ]
-    pairs = blocking.count_rows(db, f"({' UNION '.join(found)})") if found else 0
+    pairs = count_rows(db, f"({' UNION '.join(found)})") if found else 0
     return _rounded(min(max(pairs / spec.recall, 0.5) / total, 0.5))
 
 
@@ -331,7 +331,7 @@ def _prior_by_training(
     from statistics import median
 
     everyone = _count_pairs(db, ("true",))
-    records = blocking.count_rows(db, "people")
+    records = count_rows(db, "people")
     found = [
         shares[field] * pairs / (m * (filled[field] / records) ** 2 * everyone)
         for field, m in _exact_m(settings, kinds).items()
