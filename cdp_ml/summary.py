@@ -116,7 +116,7 @@ def _evaluated(found: dict[str, Any]) -> Iterator[RenderableType]:
     if found.get("models"):
         yield _models_against_truth(found["models"])
         yield (
-            "Observer: the best AUC for who knows what is seen; all-knowing: also what is hidden.\n"
+            "Observer: the best AUC for who knows what is seen; truth: also what is hidden.\n"
             "Attained: the share of the way there from chance."
         )
     if "charts" in found:
@@ -189,7 +189,7 @@ def _models_against_truth(models: dict[str, Any]) -> RichTable:
         ">AUC",
         ">observer",
         ">attained",
-        ">all-knowing",
+        ">truth",
         ">attained",
         ">ECE",
     )

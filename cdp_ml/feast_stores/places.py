@@ -8,13 +8,14 @@ values from it costs half of that, and the memory of one column of one row group
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from pyarrow.parquet import FileMetaData
+    from pyarrow.parquet import ParquetFile
 
 _FILE_BITS = 40
 
@@ -37,33 +38,32 @@ def columns_at(
     """
     import pyarrow as pa
 
-    groups = list(_row_groups(files, places))
-    for field in schema:
-        chunks = [chunk for group in groups for chunk in group.taken(field).chunks]
-        yield pa.chunked_array(chunks, field.type)
+    with ExitStack() as opened:
+        groups = list(_row_groups(files, places, opened))
+        for field in schema:
+            chunks = [chunk for group in groups for chunk in group.taken(field).chunks]
+            yield pa.chunked_array(chunks, field.type)
 
 
 @dataclass(frozen=True)
 class _RowGroup:
     """A row group that holds wanted rows, and where in it these are."""
 
-    path: str
-    metadata: FileMetaData
+    file: ParquetFile
+    columns: frozenset[str]
     number: int
     at: pa.Array
 
     def taken(self, field: pa.Field) -> pa.ChunkedArray:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        if field.name not in self.metadata.schema.names:
+        if field.name not in self.columns:
             return pa.chunked_array([pa.nulls(len(self.at), field.type)])
-        with pq.ParquetFile(self.path, metadata=self.metadata) as file:
-            column = file.read_row_group(self.number, [field.name], use_threads=False).column(0)
-        return column.take(self.at).cast(field.type)
+        group = self.file.read_row_group(self.number, [field.name], use_threads=False)
+        return group.column(0).take(self.at).cast(field.type)
 
 
-def _row_groups(files: Sequence[str], places: np.ndarray) -> Iterator[_RowGroup]:
+def _row_groups(files: Sequence[str], places: np.ndarray, opened: ExitStack) -> Iterator[_RowGroup]:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -72,10 +72,12 @@ def _row_groups(files: Sequence[str], places: np.ndarray) -> Iterator[_RowGroup]
         first, next_file = number << _FILE_BITS, (number + 1) << _FILE_BITS
         if not np.diff(np.searchsorted(places, (first, next_file)))[0]:
             continue
-        metadata = pq.read_metadata(path)
-        for group in range(metadata.num_row_groups):
-            past = first + metadata.row_group(group).num_rows
+        # Mapped, a column is decoded from where it lies: half the cost of reading it.
+        file = opened.enter_context(pq.ParquetFile(path, memory_map=True))
+        columns = frozenset(file.schema_arrow.names)
+        for group in range(file.num_row_groups):
+            past = first + file.metadata.row_group(group).num_rows
             low, high = np.searchsorted(places, (first, past))
             if high > low:
-                yield _RowGroup(path, metadata, group, pa.array(places[low:high] - first))
+                yield _RowGroup(file, columns, group, pa.array(places[low:high] - first))
             first = past
