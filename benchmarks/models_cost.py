@@ -195,15 +195,15 @@ def score_step(home: Path) -> dict[str, Any]:
     from cdp_ml.learn.datasets import matrix
     from cdp_ml.learn.registry import load_model
     from cdp_ml.learn.score import score_customers
-    from cdp_ml.workspace import eligible_features
+    from cdp_ml.workspace import eligible_blocks, eligible_features
 
     settings, lake, con, spec = opened(home)
     predictor = load_model(settings, spec.name, 1)
     found: dict[str, Any] = {}
     with timed(found, "scoring"):
-        frame = eligible_features(settings, lake, con, spec, [AS_OF])
-        lake.write("scores", score_customers(predictor, frame, AS_OF))
-    x = matrix(frame, predictor.features)
+        blocks = eligible_blocks(settings, lake, con, spec, AS_OF, predictor.features)
+        lake.write("scores", score_customers(predictor, blocks, AS_OF))
+    x = matrix(eligible_features(settings, lake, con, spec, [AS_OF]), predictor.features)
     with timed(found, "predict"):
         predictor.model.predict(x, num_threads=os.cpu_count())
     return found

@@ -261,6 +261,15 @@ def _blaming(origin: str) -> Iterator[None]:
         raise ConfigError(f"{origin}: {problem}") from None
 
 
+def columns_of(condition: str) -> set[str]:
+    """The names in an SQL condition that `check_condition` has checked, in lower case."""
+    import sqlglot
+    from sqlglot import exp
+
+    parsed = sqlglot.parse_one(f"SELECT 1 WHERE {condition}", dialect="duckdb")
+    return {column.name.lower() for column in parsed.find_all(exp.Column)}
+
+
 def check_condition(
     condition: str, columns: tuple[str, ...], origin: str, dialect: str = "duckdb"
 ) -> str:

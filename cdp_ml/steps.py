@@ -21,7 +21,7 @@ from cdp_ml.lake import Lake, last_run, model_key
 from cdp_ml.workspace import (
     build_traits_at,
     campaigns_of,
-    eligible_features,
+    eligible_blocks,
     instants_of,
     people_at,
     purchase_lines,
@@ -647,15 +647,16 @@ def _score_model(
     run: Run, spec: ModelSpec, predictor: Predictor
 ) -> tuple[pa.Table, dict[str, float]]:
     """A model's rows of `scores`, and how they drift and what earlier ones were worth."""
-    from cdp_ml.learn.drift import drift_metrics
+    from cdp_ml.learn.drift import SCORE, Drift
     from cdp_ml.learn.score import score_customers
 
-    frame = eligible_features(run.settings, run.lake, run.con, spec, [run.as_of])
-    scores = score_customers(predictor, frame, run.as_of)
-    if not frame.num_rows:
+    drift = Drift(predictor.profile)
+    blocks = eligible_blocks(run.settings, run.lake, run.con, spec, run.as_of, predictor.features)
+    scores = score_customers(predictor, drift.passing(blocks), run.as_of)
+    if not scores.num_rows:
         return scores, {}
-    drift = drift_metrics(predictor.profile, frame, scores["score"].to_numpy())
-    return scores, {"rows": frame.num_rows, **drift, **_realized(run, spec)}
+    drift.count(scores.select([SCORE]))
+    return scores, {"rows": scores.num_rows, **drift.metrics(), **_realized(run, spec)}
 
 
 def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:

@@ -6,7 +6,7 @@ and a model's training frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -31,6 +31,7 @@ from cdp_ml.lake import Lake, model_key, published_run
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from feast import FeatureStore
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
@@ -542,42 +543,89 @@ def eligible_features(
         customer_id, event_timestamp and the features of the model's service; of more than one
         instant sorted by event_timestamp and customer_id.
     """
+    import pyarrow as pa
+
+    from cdp_ml.feast_stores import training_features
+    from cdp_ml.learn.datasets import order_of
+
+    if len(instants) == 1:
+        return pa.concat_tables(eligible_blocks(settings, lake, con, spec, instants[0]))
+    spine = _spine(lake, con, instants)
+    frame = training_features(_features_of(settings, lake), spec.features, spine)
+    chosen = _eligible_rows(con, spec, frame)
+    chosen = chosen.take(order_of(frame.select(KEY).take(chosen)))
+    names, columns = frame.column_names, frame.columns[::-1]
+    del frame  # each column goes as its copy comes
+    return pa.table({name: columns.pop().take(chosen) for name in names})
+
+
+def eligible_blocks(
+    settings: Settings,
+    lake: Lake,
+    con: SQLBackend,
+    spec: ModelSpec,
+    as_of: datetime,
+    features: Collection[str] | None = None,
+) -> Iterator[pa.Table]:
+    """As `eligible_features` at one instant, some customers after the others.
+
+    Nobody's features need be held once they are used: the memory that they take does not grow with
+    the number of customers.
+
+    Args:
+        settings: of the workspace.
+        lake: the tables.
+        con: the engine.
+        spec: the model.
+        as_of: the instant, UTC.
+        features: those wanted; by default all of the model's service.
+
+    Yields:
+        customer_id, event_timestamp and the features; at least one table.
+    """
+    import pyarrow as pa
+
+    from cdp_ml.feast_stores.snapshot import take_snapshot
+    from cdp_ml.learn.datasets import population_features
+
+    everybody = _spine(lake, con, [as_of])["customer_id"]
+    snapshot = take_snapshot(_features_of(settings, lake), spec.features, everybody, as_of)
+    asked = snapshot.of(population_features(spec, snapshot.features)).blocks()
+    chosen = _eligible_rows(con, spec, pa.concat_tables(asked)).to_numpy()
+    wanted = snapshot if features is None else snapshot.of(features)
+    yield from wanted.blocks(None if len(chosen) == len(everybody) else chosen)
+
+
+def _eligible_rows(con: SQLBackend, spec: ModelSpec, frame: pa.Table) -> pa.Array:
+    """The numbers of a frame's rows that the model is about, ascending.
+
+    Only numbers go through the engine: to copy all features costs as much as to score.
+    """
     import ibis
     import numpy as np
     import pyarrow as pa
 
-    from cdp_ml.learn.datasets import eligible, order_of
+    from cdp_ml.learn.datasets import eligible
 
-    frame = _features_of_all(settings, lake, con, spec, instants)
-    # Only the row's number goes through the engine: to copy all features costs as much as to score.
     numbered = frame.append_column("_row", pa.array(np.arange(frame.num_rows)))
     chosen = con.to_pyarrow(eligible(con, ibis.memtable(numbered), spec, ("_row",)))["_row"]
-    chosen = chosen.combine_chunks().sort()
-    if len(instants) > 1:
-        chosen = chosen.take(order_of(frame.select(KEY).take(chosen)))
-    elif len(chosen) == frame.num_rows:
-        return frame
-    names, columns = frame.column_names, frame.columns[::-1]
-    del frame, numbered  # each column goes as its copy comes
-    return pa.table({name: columns.pop().take(chosen) for name in names})
+    return chosen.combine_chunks().sort()
 
 
-def _features_of_all(
-    settings: Settings, lake: Lake, con: SQLBackend, spec: ModelSpec, instants: Sequence[datetime]
-) -> pa.Table:
-    """The features of all customers who are known at each instant."""
-    from cdp_ml.feast_stores import open_store, training_features
-    from cdp_ml.feast_stores.snapshot import snapshot_features
+def _spine(lake: Lake, con: SQLBackend, instants: Sequence[datetime]) -> pa.Table:
+    """Who is known at each instant: customer_id, event_timestamp."""
+    known = lake.read("traits_transactional", con).select(KEY)
+    return con.to_pyarrow(known.filter(known.event_timestamp.isin(list(instants))))
 
-    spine = lake.read("traits_transactional", con).select(KEY)
-    spine = con.to_pyarrow(spine.filter(spine.event_timestamp.isin(list(instants))))
+
+def _features_of(settings: Settings, lake: Lake) -> FeatureStore:
+    """The feature store as of the lake's versions."""
+    from cdp_ml.feast_stores import open_store
+
     path = settings.online_store(lake.versions["online_store"])
     if not path.is_file():
         raise CdpError("this run's features were replaced by later ones; open the workspace again")
-    store = open_store(settings, lake.versions, path)
-    if len(instants) == 1:
-        return snapshot_features(store, spec.features, spine["customer_id"], instants[0])
-    return training_features(store, spec.features, spine)
+    return open_store(settings, lake.versions, path)
 
 
 def training_frame(

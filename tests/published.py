@@ -102,7 +102,7 @@ class Published:
         population = traits(AS_OF).slice(0, SCORED)
         scores = [
             score_customers(
-                load_model(self.settings, n.removeprefix("model/"), v), population, AS_OF
+                load_model(self.settings, n.removeprefix("model/"), v), [population], AS_OF
             )
             for n, v in self.models.items()
         ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStore,
     DuckDBOfflineStoreConfig,
@@ -32,7 +33,7 @@ from cdp_ml.config import Engine
 from cdp_ml.contracts import contract
 from cdp_ml.engine import connect
 from cdp_ml.errors import ContractError, nearest
-from cdp_ml.feast_stores.places import PLACE, columns_at
+from cdp_ml.feast_stores.places import PLACE, blocks_at, columns_at
 from cdp_ml.lake import Lake
 
 if TYPE_CHECKING:
@@ -131,21 +132,19 @@ class LakeOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         """The newest row of each key within a span of time; materialization asks for it."""
         tables = _Tables.of(config)
         times = [c for c in (timestamp_field, created_timestamp_column) if c]
-        columns = [*join_key_columns, *feature_name_columns, *times]
+        columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
         source = tables.source(data_source, columns)
         at = f"{_quoted(timestamp_field)}::TIMESTAMPTZ"
-        latest = f"""
-            SELECT {_newest(timestamp_field, created_timestamp_column)} AS _row
-            FROM ({source.rows([*join_key_columns, *times])}) AS f
-            WHERE {at} BETWEEN {_literal(start_date)} AND {_literal(end_date)}
-            GROUP BY {_listed(join_key_columns)} ORDER BY _row
-        """
+        within = f"{at} BETWEEN {_literal(start_date)} AND {_literal(end_date)}"
+        rows = f"({source.rows([*join_key_columns, *times])}) AS f WHERE {within}"
+        newest = f"SELECT {_newest(timestamp_field, created_timestamp_column)} AS _row"
+        found = f"{newest} FROM {rows} GROUP BY {_listed(join_key_columns)} ORDER BY _row"
+        last = f"SELECT _row FROM {rows} AND {at} = (SELECT max({at}) FROM {rows}) ORDER BY _row"
 
-        def rows() -> pa.Table:
-            places = tables.columns(latest)["_row"] if source.files else np.array([], np.int64)
-            return pa.table(dict(zip(columns, source.at(places, columns), strict=True)))
+        def places(query: str) -> np.ndarray:
+            return tables.columns(query)["_row"] if source.files else np.array([], np.int64)
 
-        return _RowsJob(rows)
+        return NewestJob(source, columns, partial(places, found), partial(places, last))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -224,6 +223,60 @@ class _RowsJob(RetrievalJob):  # type: ignore[misc]
         _refuse_to_write()
 
 
+class NewestJob(_RowsJob):
+    """The newest row of each key: all of them, or those of some keys, some after the others."""
+
+    def __init__(
+        self,
+        source: _Source,
+        columns: Sequence[str],
+        newest: Callable[[], np.ndarray],
+        last: Callable[[], np.ndarray],
+    ) -> None:
+        """`newest` finds the newest row of each key, `last` all rows of the last instant."""
+        super().__init__(lambda: self._table(newest(), columns))
+        self._source, self._newest, self._last = source, newest, last
+
+    def places_of(self, key: str, wanted: pa.ChunkedArray) -> np.ndarray:
+        """Where the row of each key lies, -1 if it has none.
+
+        Args:
+            key: the key's column.
+            wanted: keys, each once.
+        """
+        places = self._last()
+        if self._keys(key, places, wanted.type).equals(wanted):
+            return places  # as after every refresh: all that are wanted have a row of that instant
+        places = self._newest()
+        keys = self._keys(key, places, wanted.type)
+        at = pc.index_in(wanted, value_set=keys).fill_null(-1).to_numpy()
+        found: np.ndarray = np.append(places, -1)[at]
+        return found
+
+    def rows_at(self, places: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows at places that `places_of` found; null in all columns where there is none.
+
+        Args:
+            places: in any order.
+            columns: those to read, each once.
+
+        Yields:
+            A row group at a time, if the rows are wanted in the order in which they lie; otherwise
+            all rows at once.
+        """
+        if len(places) and places[0] >= 0 and np.all(np.diff(places) > 0):
+            return self._source.blocks(places, columns)
+        known = np.unique(places[places >= 0])
+        at = pa.array(np.searchsorted(known, places), mask=places < 0)
+        return iter([self._table(known, columns).take(at)])
+
+    def _keys(self, key: str, places: np.ndarray, kind: pa.DataType) -> pa.ChunkedArray:
+        return self._table(places, [key])[key].cast(kind)
+
+    def _table(self, places: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        return pa.table(dict(zip(columns, self._source.at(places, columns), strict=True)))
+
+
 @dataclass(frozen=True)
 class _Source:
     """A table of the lake as a view's source: its files, and the columns that it has.
@@ -241,8 +294,16 @@ class _Source:
 
     def at(self, places: np.ndarray, columns: Sequence[str]) -> Iterator[pa.ChunkedArray]:
         """Some columns of the rows that lie at some places, ascending."""
+        return columns_at(self.files, places, self._stored(columns))
+
+    def blocks(self, places: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The same, a row group at a time."""
+        for block in blocks_at(self.files, places, self._stored(columns)):
+            yield block.rename_columns(columns)
+
+    def _stored(self, columns: Sequence[str]) -> pa.Schema:
         stored = [self.timestamp if c == AS_OF else c for c in columns]
-        return columns_at(self.files, places, pa.schema([self.schema.field(c) for c in stored]))
+        return pa.schema([self.schema.field(c) for c in stored])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows of Parquet files by their place, taken a column at a time.
+"""Rows of Parquet files by their place, taken a column or a row group at a time.
 
 A query that finds which rows are wanted looks at few columns. To join the others to what it found
 would carry each of them through a hash table; to read a column as it lies and take the wanted
@@ -41,8 +41,28 @@ def columns_at(
     with ExitStack() as opened:
         groups = list(_row_groups(files, places, opened))
         for field in schema:
-            chunks = [chunk for group in groups for chunk in group.taken(field).chunks]
+            wanted = pa.schema([field])
+            chunks = [c for group in groups for c in group.rows(wanted, False).column(0).chunks]
             yield pa.chunked_array(chunks, field.type)
+
+
+def blocks_at(files: Sequence[str], places: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows that lie at some places, a row group after the other.
+
+    Whoever is done with a block before asking for the next needs the memory of one row group only.
+    As that is used again and again, it need not be mapped anew, which costs more than to decode.
+
+    Args:
+        files: the list that the places are of.
+        places: ascending, as `PLACE` numbers them.
+        schema: the columns wanted; what a file lacks is null there.
+
+    Yields:
+        The rows in the same order, if there are any.
+    """
+    with ExitStack() as opened:
+        for group in _row_groups(files, places, opened):
+            yield group.rows(schema, True)
 
 
 @dataclass(frozen=True)
@@ -52,20 +72,23 @@ class _RowGroup:
     file: ParquetFile
     columns: frozenset[str]
     number: int
-    at: pa.Array
+    at: np.ndarray
 
-    def taken(self, field: pa.Field) -> pa.ChunkedArray:
+    def rows(self, schema: pa.Schema, use_threads: bool) -> pa.Table:
         import pyarrow as pa
 
-        if field.name not in self.columns:
-            return pa.chunked_array([pa.nulls(len(self.at), field.type)])
-        group = self.file.read_row_group(self.number, [field.name], use_threads=False)
-        return group.column(0).take(self.at).cast(field.type)
+        stored = list({name: None for name in schema.names if name in self.columns})
+        group = self.file.read_row_group(self.number, stored, use_threads=use_threads)
+        first, count = int(self.at[0]), len(self.at)
+        together = int(self.at[-1]) - first + 1 == count
+        found = group.slice(first, count) if together else group.take(self.at)
+        absent = pa.nulls(count)
+        columns = [found[f.name] if f.name in stored else absent for f in schema]
+        return pa.table([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema)
 
 
 def _row_groups(files: Sequence[str], places: np.ndarray, opened: ExitStack) -> Iterator[_RowGroup]:
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for number, path in enumerate(files):
@@ -79,5 +102,5 @@ def _row_groups(files: Sequence[str], places: np.ndarray, opened: ExitStack) -> 
             past = first + file.metadata.row_group(group).num_rows
             low, high = np.searchsorted(places, (first, past))
             if high > low:
-                yield _RowGroup(file, columns, group, pa.array(places[low:high] - first))
+                yield _RowGroup(file, columns, group, places[low:high] - first)
             first = past

@@ -1,4 +1,4 @@
-"""Features of all customers at one instant: whole views, each read once.
+"""Features of all customers at one instant, some customers after the others.
 
 Feast's `get_historical_features` answers for any keys at any instants. Who wants everybody at one
 instant, as batch scoring does, asks the offline store for each view's newest rows, as Feast does
@@ -7,26 +7,30 @@ itself to materialize them, and lays the views side by side.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.feast_stores import _service, _silence, training_features
+from cdp_ml.lake import ROW_GROUP
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore
-    from feast.data_source import DataSource
+    from feast import FeatureService, FeatureStore, FeatureView
+
+    from cdp_ml.feast_stores.offline import NewestJob
 
 KEY = "customer_id"
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 
 
-def snapshot_features(
+def take_snapshot(
     store: FeatureStore, service: str, customers: pa.ChunkedArray, as_of: datetime
-) -> pa.Table:
-    """The features that held at one instant, of many customers.
+) -> Snapshot:
+    """Find the features that held at one instant, of many customers.
 
     Args:
         store: of `open_store`, after `apply`.
@@ -34,60 +38,92 @@ def snapshot_features(
         customers: ids; each once.
         as_of: with time zone.
 
-    Returns:
-        What `training_features` returns for these customers at this instant, in any order and
-        without an identity: customer_id, event_timestamp and the features.
-
     Raises:
         ConfigError: if there is no such service.
         ContractError: if a table or one of its columns is not there.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    stamp = pa.timestamp("us", "UTC")
-    key = {KEY: customers, "event_timestamp": pa.repeat(pa.scalar(as_of, stamp), len(customers))}
-    parts = _parts(store, _service(store, service))
-    if parts is None:
-        return training_features(store, service, pa.table(key))
+    instants = pa.repeat(pa.scalar(as_of, pa.timestamp("us", "UTC")), len(customers))
+    key = pa.table({KEY: customers, "event_timestamp": instants})
+    taken = _taken(store, _service(store, service))
+    if taken is None:
+        rows = training_features(store, service, key)
+        return Snapshot(rows.take(pc.index_in(customers, value_set=rows[KEY])), ())
     with _silence(), ThreadPoolExecutor(store.config.offline_store.threads) as pool:
-        views = list(pool.map(lambda part: part.newest(store, as_of), parts))
-    columns = dict(key)
-    for part, view in zip(parts, views, strict=True):
-        columns |= _beside(customers, view, part)
-    return pa.table(columns)
+        found = pool.map(lambda part: _found(store, part, customers, as_of), taken)
+        return Snapshot(key, tuple(found))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a service takes of a view: the source's column by feature, and how to read them."""
+class Snapshot:
+    """The features of many customers at one instant, found but not yet read.
 
-    source: DataSource
-    features: dict[str, str]
-    key: str
-    timestamp: str
-    ttl: timedelta | None
+    `known` is what needs no reading: customer_id, event_timestamp, and of a service with features
+    that are computed on demand all of them.
+    """
 
-    def newest(self, store: FeatureStore, as_of: datetime) -> pa.Table:
-        """Each customer's newest row at an instant, within the view's TTL."""
-        found: pa.Table = (
-            store._get_provider()
-            .offline_store.pull_latest_from_table_or_query(
-                config=store.config,
-                data_source=self.source,
-                join_key_columns=[self.key],
-                feature_name_columns=list(self.features.values()),
-                timestamp_field=self.timestamp,
-                created_timestamp_column=self.source.created_timestamp_column or None,
-                start_date=as_of - self.ttl if self.ttl else _FIRST,
-                end_date=as_of,
-            )
-            .to_arrow()
-        )
-        return found
+    known: pa.Table
+    views: Sequence[_View]
+
+    @property
+    def features(self) -> list[str]:
+        """The names of all features."""
+        return [*self.known.column_names[2:], *(f for view in self.views for f in view.features)]
+
+    def of(self, features: Collection[str]) -> Snapshot:
+        """The same of some features only."""
+        known = [f for n, f in enumerate(self.known.column_names) if n < 2 or f in features]
+        views = [view.of(features) for view in self.views]
+        return Snapshot(self.known.select(known), [view for view in views if view.features])
+
+    def blocks(self, rows: np.ndarray | None = None) -> Iterator[pa.Table]:
+        """All features of the customers in some rows, or of all.
+
+        Args:
+            rows: their numbers, ascending.
+
+        Yields:
+            What `training_features` returns for these customers at this instant, in their order and
+            without an identity: customer_id, event_timestamp and the features. `ROW_GROUP`
+            customers at a time, and at least one table.
+        """
+        import pyarrow as pa
+
+        known = self.known if rows is None else self.known.take(pa.array(rows))
+        streams = [iter([known]), *(view.read(rows) for view in self.views)]
+        for parts in zip(*(_regrouped(stream) for stream in streams), strict=True):
+            yield pa.table({name: part[name] for part in parts for name in part.column_names})
 
 
-def _parts(store: FeatureStore, service: FeatureService) -> list[_Part] | None:
-    """The views of a service; None if one is computed on demand or keyed by more than customers."""
+@dataclass(frozen=True)
+class _View:
+    """What a service takes of a view: its column by feature, and where each customer's row lies."""
+
+    job: NewestJob
+    features: Mapping[str, str]
+    places: np.ndarray
+
+    def of(self, features: Collection[str]) -> _View:
+        """The same of some features only."""
+        return replace(self, features={f: c for f, c in self.features.items() if f in features})
+
+    def read(self, rows: np.ndarray | None) -> Iterator[pa.Table]:
+        """The features, some customers after the others."""
+        stored, names = list(self.features.values()), list(self.features)
+        places = self.places if rows is None else self.places[rows]
+        for block in self.job.rows_at(places, list(dict.fromkeys(stored))):
+            yield block.select(stored).rename_columns(names)
+
+
+def _taken(
+    store: FeatureStore, service: FeatureService
+) -> list[tuple[FeatureView, dict[str, str]]] | None:
+    """The views of a service, each with its columns by feature.
+
+    None if one is computed on demand, or keyed by more than customers.
+    """
     views: dict[str, Any] = {view.name: view for view in store.list_feature_views()}
     found = []
     for projection in service.feature_view_projections:
@@ -96,19 +132,48 @@ def _parts(store: FeatureStore, service: FeatureService) -> list[_Part] | None:
             return None
         if [e.name for e in view.entity_columns] != [KEY]:
             return None
-        source = view.batch_source
-        stored = {new: old for old, new in source.field_mapping.items()}
-        features = {f.name: stored.get(f.name, f.name) for f in projection.features}
-        times = stored.get(source.timestamp_field, source.timestamp_field)
-        found.append(_Part(source, features, stored.get(KEY, KEY), times, view.ttl or None))
+        stored = _stored(view)
+        found.append((view, {f.name: stored.get(f.name, f.name) for f in projection.features}))
     return found
 
 
-def _beside(customers: pa.ChunkedArray, view: pa.Table, part: _Part) -> dict[str, pa.ChunkedArray]:
-    """A view's features in the order of customers; null of those whom it does not know."""
-    import pyarrow.compute as pc
+def _found(
+    store: FeatureStore,
+    part: tuple[FeatureView, Mapping[str, str]],
+    customers: pa.ChunkedArray,
+    as_of: datetime,
+) -> _View:
+    """Find each customer's newest row at an instant, within the view's TTL."""
+    view, features = part
+    source, stored = view.batch_source, _stored(view)
+    key = stored.get(KEY, KEY)
+    job = store._get_provider().offline_store.pull_latest_from_table_or_query(
+        config=store.config,
+        data_source=source,
+        join_key_columns=[key],
+        feature_name_columns=list(features.values()),
+        timestamp_field=stored.get(source.timestamp_field, source.timestamp_field),
+        created_timestamp_column=source.created_timestamp_column or None,
+        start_date=as_of - view.ttl if view.ttl else _FIRST,
+        end_date=as_of,
+    )
+    return _View(job, features, job.places_of(key, customers))
 
-    ids, found = view[part.key].cast(customers.type), view.select(list(part.features.values()))
-    if not ids.equals(customers):
-        found = found.take(pc.index_in(customers, value_set=ids))
-    return dict(zip(part.features, found.columns, strict=True))
+
+def _stored(view: FeatureView) -> dict[str, str]:
+    """The source's column by the view's name for it, where they differ."""
+    return {new: old for old, new in view.batch_source.field_mapping.items()}
+
+
+def _regrouped(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of a stream, `ROW_GROUP` at a time."""
+    import pyarrow as pa
+
+    held = next(stream)
+    for more in stream:
+        while held.num_rows >= ROW_GROUP:
+            yield held.slice(0, ROW_GROUP)
+            held = held.slice(ROW_GROUP)
+        held = pa.concat_tables([held, more])
+    for at in range(0, max(held.num_rows, 1), ROW_GROUP):
+        yield held.slice(at, ROW_GROUP)

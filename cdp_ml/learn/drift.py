@@ -6,7 +6,8 @@ above 0.25 much has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.learn.datasets import matrix
@@ -32,54 +33,68 @@ def profile(rows: pa.Table, features: tuple[str, ...], score: np.ndarray) -> Pro
     found = {}
     for name in (*features, SCORE):
         values = score if name == SCORE else matrix(rows, (name,))[:, 0]
-        edges = _edges(values)
-        found[name] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
+        edges = _edges(values).tolist()
+        shares = _counts(values, edges) / max(len(values), 1)
+        found[name] = {"edges": edges, "shares": shares.tolist()}
     return found
 
 
-def drift_table(
-    reference: Mapping[str, Any], rows: pa.Table, score: np.ndarray | None = None
-) -> pa.Table:
-    """The PSI of each feature, and of the score, against a profile.
+@dataclass(frozen=True)
+class Drift:
+    """How later customers, counted some after the others, differ from a profile.
 
-    Returns:
-        feature, psi; the largest first. Features that the rows do not have are left out.
+    `reference` is the profile, empty for models that were registered without one.
     """
-    import pyarrow as pa
 
-    names = [n for n in reference if n in rows.column_names and n != SCORE]
-    psi = {n: _psi(reference[n], matrix(rows, (n,))[:, 0]) for n in names}
-    if score is not None:
-        psi[SCORE] = _psi(reference[SCORE], score)
-    ordered = sorted(psi, key=lambda n: -psi[n])
-    return pa.table(
-        {
-            "feature": pa.array(ordered, pa.string()),
-            "psi": pa.array([psi[n] for n in ordered], pa.float64()),
-        }
-    )
+    reference: Mapping[str, Any]
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def passing(self, blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Count blocks of customers as they pass to whom they are for."""
+        for block in blocks:
+            self.count(block)
+            yield block
+
+    def count(self, rows: pa.Table) -> None:
+        """Count rows by their features, or `SCORE`; columns without a profile are ignored."""
+        for name in set(self.reference).intersection(rows.column_names):
+            found = _counts(matrix(rows, (name,))[:, 0], self.reference[name]["edges"])
+            self.counts[name] = self.counts.get(name, 0) + found
+
+    def table(self) -> pa.Table:
+        """The PSI of each feature, and of the score, that was counted.
+
+        Returns:
+            feature, psi; the largest first.
+        """
+        import pyarrow as pa
+
+        psi = {n: _psi(self.reference[n]["shares"], self.counts[n]) for n in self.counts}
+        ordered = sorted(psi, key=lambda n: (-psi[n], n))
+        return pa.table(
+            {
+                "feature": pa.array(ordered, pa.string()),
+                "psi": pa.array([psi[n] for n in ordered], pa.float64()),
+            }
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """The PSI of the score as `psi_score`, of each feature as `psi/FEATURE`, and the largest.
+
+        Empty if nothing was counted.
+        """
+        psi = {row["feature"]: row["psi"] for row in self.table().to_pylist()}
+        if SCORE not in psi:
+            return {}
+        total = psi.pop(SCORE)
+        found = {f"psi/{name}": value for name, value in psi.items()}
+        return {"psi_score": total, "psi_max": max(psi.values(), default=0.0), **found}
 
 
-def drift_metrics(
-    reference: Mapping[str, Any], rows: pa.Table, score: np.ndarray
-) -> dict[str, float]:
-    """The PSI of the score as `psi_score`, of each feature as `psi/FEATURE`, and the largest.
-
-    Empty for models that were registered without a profile.
-    """
-    if not reference:
-        return {}
-    table = drift_table(reference, rows, score).to_pylist()
-    found = {f"psi/{r['feature']}": r["psi"] for r in table if r["feature"] != SCORE}
-    total = {r["feature"]: r["psi"] for r in table}[SCORE]
-    return {"psi_score": total, "psi_max": max(found.values(), default=0.0), **found}
-
-
-def _psi(reference: Mapping[str, list[float]], values: np.ndarray) -> float:
+def _psi(shares: Sequence[float], counts: np.ndarray) -> float:
     import numpy as np
 
-    before = np.array(reference["shares"])
-    now = _shares(values, np.array(reference["edges"]))
+    before, now = np.array(shares), counts / max(counts.sum(), 1)
     before, now = (np.maximum(s, 1e-4) for s in (before, now))  # an empty bin is no infinity
     return float(((now - before) * np.log(now / before)).sum())
 
@@ -95,10 +110,10 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The share of values in each bin, and last of unknown ones."""
+def _counts(values: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """How many values lie in each bin, and last how many are unknown."""
     import numpy as np
 
     place = np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values))
-    found: np.ndarray = np.bincount(place, minlength=len(edges) + 2) / max(len(values), 1)
+    found: np.ndarray = np.bincount(place, minlength=len(edges) + 2)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -124,17 +124,19 @@ class Predictor:
         ]
 
 
-def score_customers(predictor: Predictor, features: pa.Table, as_of: datetime) -> pa.Table:
-    """Score customers.
+def score_customers(
+    predictor: Predictor, features: Iterable[pa.Table], as_of: datetime
+) -> pa.Table:
+    """Score customers, some after the others.
 
     Args:
         predictor: a registered model.
-        features: customer_id and the features as of the instant, one row a customer.
+        features: tables of customer_id and the features as of the instant, one row a customer.
         as_of: the instant, UTC.
 
     Returns:
-        Table `scores`. `percentile` is the share of these customers with a lower score, so the top
-        tenth lies at 0.9 and above.
+        Table `scores`. `percentile` is the share of all these customers with a lower score, so the
+        top tenth lies at 0.9 and above.
 
     Raises:
         ContractError: if a feature is missing.
@@ -142,18 +144,38 @@ def score_customers(predictor: Predictor, features: pa.Table, as_of: datetime) -
     """
     import pyarrow as pa
 
-    rows, schema = features.num_rows, arrow_schema("scores")
-    origin = _origin(predictor, as_of, rows)
-    scores = pa.array(predictor.predict(features) if rows else [], pa.float64())
-    clusters = predictor.assign(features) if rows and predictor.clusters else [None] * rows
-    columns = {
-        **origin,
-        "customer_id": features["customer_id"].cast(pa.string()),
-        "score": scores,
-        "percentile": _percentiles(scores),
-        "cluster": pa.array(clusters, pa.string()),
-    }
+    _check_registered(predictor)
+    schema = arrow_schema("scores")
+    found = pa.concat_tables([_scored(predictor, block) for block in _ahead(features)])
+    origin = _origin(predictor, as_of, found.num_rows)
+    columns = {name: found[name] for name in found.column_names}
+    columns |= {**origin, "percentile": _percentiles(found["score"])}
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _ahead(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same blocks, each read while the former is scored."""
+    rest = iter(blocks)
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, rest, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, rest, None)
+            yield block
+
+
+def _scored(predictor: Predictor, rows: pa.Table) -> pa.Table:
+    """customer_id, score and cluster of some customers."""
+    import pyarrow as pa
+
+    count = rows.num_rows
+    clusters = predictor.assign(rows) if count and predictor.clusters else [None] * count
+    return pa.table(
+        {
+            "customer_id": rows["customer_id"].cast(pa.string()),
+            "score": pa.array(predictor.predict(rows) if count else [], pa.float64()),
+            "cluster": pa.array(clusters, pa.string()),
+        }
+    )
 
 
 def recommend_items(
@@ -177,18 +199,22 @@ def recommend_items(
 
     from cdp_ml.learn.next_category import recommend
 
+    _check_registered(predictor)
     found, schema = recommend(lines, predictor.model, as_of, top), arrow_schema("recommendations")
     origin = _origin(predictor, as_of, found.num_rows)
     columns = [origin[name] if name in origin else found[name] for name in schema.names]
     return pa.table(columns, schema=schema)
 
 
+def _check_registered(predictor: Predictor) -> None:
+    if not predictor.version:
+        raise CdpError(f"model '{predictor.name}' is not registered; log its run first")
+
+
 def _origin(predictor: Predictor, as_of: datetime, rows: int) -> dict[str, pa.Array]:
     """The columns that say which model computed rows, and as of when."""
     import pyarrow as pa
 
-    if not predictor.version:
-        raise CdpError(f"model '{predictor.name}' is not registered; log its run first")
     return {
         "model": pa.repeat(pa.scalar(predictor.name), rows),
         "model_version": pa.repeat(pa.scalar(predictor.version, pa.int64()), rows),

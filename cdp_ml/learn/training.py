@@ -22,7 +22,7 @@ from cdp_ml.learn.datasets import (
     matrix,
     rows_at,
 )
-from cdp_ml.learn.drift import Profile, drift_table, profile
+from cdp_ml.learn.drift import SCORE, Drift, Profile, profile
 from cdp_ml.learn.evaluate import (
     Estimate,
     Evaluation,
@@ -203,7 +203,12 @@ def _rivals(
 
 def _tables(choice: Choice, profiled: Profile, test: pa.Table, score: np.ndarray) -> dict[str, Any]:
     """What was tried, and how far the test customers are from the training's."""
-    found = {"drift": drift_table(profiled, test, score)}
+    import pyarrow as pa
+
+    drift = Drift(profiled)
+    drift.count(test)
+    drift.count(pa.table({SCORE: score}))
+    found = {"drift": drift.table()}
     if choice.candidates:
         found["candidates"] = candidates_table(choice.candidates)
     return found

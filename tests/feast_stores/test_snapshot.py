@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from feature_lake import JAN, MAR, ROWS, make_settings, publish_traits
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from cdp_ml.errors import ConfigError
 from cdp_ml.feast_stores import apply, open_store, training_features
-from cdp_ml.feast_stores.snapshot import snapshot_features
+from cdp_ml.feast_stores.snapshot import take_snapshot
+from cdp_ml.lake import ROW_GROUP
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,10 @@ def ids(*customers):
     return pa.chunked_array([pa.array(customers, pa.string())])
 
 
+def everybody(store, service, customers, as_of):
+    return pa.concat_tables(take_snapshot(store, service, customers, as_of).blocks())
+
+
 def joined(store, service, customers, as_of):
     """The same by the as-of join, in the order of the customers."""
     instants = pa.array([as_of] * len(customers), pa.timestamp("us", "UTC"))
@@ -42,7 +48,7 @@ def joined(store, service, customers, as_of):
 def test_a_snapshot_equals_the_as_of_join(workspace, as_of):
     store = store_of(workspace, *ROWS)
     customers = ids("c2", "unknown", "c1")
-    found = snapshot_features(store, "customer_traits", customers, as_of)
+    found = everybody(store, "customer_traits", customers, as_of)
     assert found.to_pylist() == joined(store, "customer_traits", customers, as_of)
 
 
@@ -61,11 +67,42 @@ def test_whatever_rows_there_are(workspace, drawn, days):
         for c, d, n in drawn
     ]
     store, customers, as_of = store_of(workspace, *rows), ids(*"abcd"), JAN + timedelta(days=days)
-    found = snapshot_features(store, "clusters", customers, as_of)
+    found = everybody(store, "clusters", customers, as_of)
     assert found.to_pylist() == joined(store, "clusters", customers, as_of)
 
 
 def test_an_unknown_service_is_named_with_the_nearest(workspace):
     store = store_of(workspace, *ROWS)
     with pytest.raises(ConfigError, match="did you mean 'clusters'"):
-        snapshot_features(store, "cluster", ids("c1"), MAR)
+        everybody(store, "cluster", ids("c1"), MAR)
+
+
+def test_some_features_and_some_customers(workspace):
+    snapshot = take_snapshot(store_of(workspace, *ROWS), "customer_traits", ids("c1", "c2"), MAR)
+    whole = pa.concat_tables(snapshot.blocks())
+    assert snapshot.features == whole.column_names[2:]
+    some, none = (pa.concat_tables(snapshot.of(f).blocks()) for f in (["orders_30d"], []))
+    assert some == whole.select(["customer_id", "event_timestamp", "orders_30d"])
+    assert none == whole.select(["customer_id", "event_timestamp"])
+    (second,) = snapshot.blocks(np.array([1]))
+    assert second == whole.slice(1)
+
+
+def test_customers_come_block_by_block_in_the_order_that_was_asked_for(workspace):
+    many = [f"c{n:06}" for n in range(ROW_GROUP + 5)]
+    rows = [{"customer_id": c, "event_timestamp": JAN, "orders_30d": n} for n, c in enumerate(many)]
+    store = store_of(workspace, *rows)
+    chosen = np.delete(np.arange(ROW_GROUP + 5), [0, 2])
+    blocks = [*take_snapshot(store, "clusters", ids(*many), JAN).blocks(chosen)]
+    assert [block.num_rows for block in blocks] == [ROW_GROUP, 3]
+    found = pa.concat_tables(blocks)
+    assert found["customer_id"].to_pylist() == [many[n] for n in chosen]
+    assert found["orders_30d"].to_pylist() == chosen.tolist()
+    turned = everybody(store, "clusters", ids("c000003", "c000001"), JAN)
+    assert turned["orders_30d"].to_pylist() == [3, 1]
+
+
+def test_nobody_is_a_table_without_rows(workspace):
+    (nobody,) = take_snapshot(store_of(workspace, *ROWS), "clusters", ids(), JAN).blocks()
+    assert nobody.num_rows == 0
+    assert "orders_30d" in nobody.column_names

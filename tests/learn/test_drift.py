@@ -2,16 +2,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdp_ml.learn.drift import drift_table, profile
+from cdp_ml.learn.drift import Drift, profile
 
 
 def table(values):
     return pa.table({"orders": pa.array(values, pa.float64())})
 
 
+def drift_of(reference, *blocks):
+    drift = Drift(reference)
+    assert [*drift.passing(blocks)] == [*blocks]
+    return drift
+
+
 def psi(before, now):
     reference = profile(table(before), ("orders",), np.zeros(1))
-    return drift_table(reference, table(now))["psi"][0].as_py()
+    return drift_of(reference, table(now)).table()["psi"][0].as_py()
 
 
 def test_a_hand_computed_case():
@@ -36,10 +42,21 @@ def test_values_that_became_unknown_count():
 def test_a_feature_never_known_or_gone_is_no_fault():
     assert psi([None, None], [None]) == 0
     reference = profile(table([1.0, 2]), ("orders",), np.array([0.5]))
-    assert drift_table(reference, pa.table({"visits": [1]})).num_rows == 0
+    assert drift_of(reference, pa.table({"visits": [1]})).table().num_rows == 0
 
 
 def test_the_score_is_compared_too_and_the_largest_comes_first():
     reference = profile(table([1.0, 2] * 50), ("orders",), np.linspace(0, 1, 100))
-    found = drift_table(reference, table([1.0, 2] * 50), np.ones(100))
-    assert found["feature"].to_pylist() == ["score", "orders"]
+    drift = drift_of(reference, table([1.0, 2] * 50), pa.table({"score": np.ones(100)}))
+    assert drift.table()["feature"].to_pylist() == ["score", "orders"]
+    assert list(drift.metrics()) == ["psi_score", "psi_max", "psi/orders"]
+
+
+def test_customers_counted_in_parts_drift_as_they_do_together():
+    reference = profile(table([1.0, 2, 3] * 50), ("orders",), np.linspace(0, 1, 100))
+    together = drift_of(reference, table([1.0, 1, 2, None]))
+    assert together.table() == drift_of(reference, table([1.0, 1]), table([2.0, None])).table()
+
+
+def test_without_a_profile_nothing_is_said():
+    assert drift_of({}, table([1.0, 2])).metrics() == {}

@@ -28,7 +28,7 @@ def predictor():
 
 def test_scores_are_probabilities_with_the_share_of_lower_ones(predictor):
     customers = customers_at(AS_OF, rows=50)
-    scores = score_customers(predictor, customers, AS_OF)
+    scores = score_customers(predictor, [customers], AS_OF)
     assert scores.schema == arrow_schema("scores")
     given = scores["score"].to_numpy()
     assert ((given > 0) & (given < 1)).all()
@@ -46,7 +46,7 @@ def test_many_customers_score_as_each_of_them_alone(predictor):
 
 def test_clusters_are_assigned_by_name():
     predictor = dataclasses.replace(fitted_clusters().predictor, version=1)
-    scores = score_customers(predictor, three_kinds_of_customers(), AS_OF)
+    scores = score_customers(predictor, [three_kinds_of_customers()], AS_OF)
     assert set(scores["cluster"].to_pylist()) == set(predictor.clusters)
     assert (scores["score"].to_numpy() >= 0).all()
     assert predictor.reasons(three_kinds_of_customers().slice(0, 2)) == [[], []]
@@ -62,7 +62,7 @@ def test_a_new_customer_falls_into_the_cluster_of_those_alike():
 def test_an_uplift_is_the_probability_that_treatment_adds():
     predictor = dataclasses.replace(fitted_uplift().predictor, version=1)
     customers = campaign_at(AS_OF, 500)
-    uplift = score_customers(predictor, customers, AS_OF)["score"].to_numpy()
+    uplift = score_customers(predictor, [customers], AS_OF)["score"].to_numpy()
     moved = customers["visits_30d"].to_numpy() > 0
     assert uplift[moved].mean() == pytest.approx(0.5, abs=0.1)
     assert uplift[~moved].mean() == pytest.approx(0.0, abs=0.1)
@@ -83,7 +83,8 @@ def test_recommendations_are_rows_of_their_table():
 
 
 def test_nobody_to_score_gives_no_scores(predictor):
-    assert score_customers(predictor, customers_at(AS_OF, rows=3).slice(0, 0), AS_OF).num_rows == 0
+    nobody = customers_at(AS_OF, rows=3).slice(0, 0)
+    assert score_customers(predictor, [nobody], AS_OF).num_rows == 0
 
 
 def test_all_reasons_and_the_expectation_add_up_to_the_log_odds(predictor):
@@ -113,9 +114,9 @@ def test_unknown_values_score_and_are_reported_as_unknown(predictor):
 
 def test_a_missing_feature_is_named(predictor):
     with pytest.raises(ContractError, match="no feature 'visits_30d'"):
-        score_customers(predictor, customers_at(AS_OF, rows=2).drop(["visits_30d"]), AS_OF)
+        score_customers(predictor, [customers_at(AS_OF, rows=2).drop(["visits_30d"])], AS_OF)
 
 
 def test_an_unregistered_model_writes_no_scores():
     with pytest.raises(CdpError, match="not registered"):
-        score_customers(fitted().predictor, pa.table({"customer_id": ["a"]}), AS_OF)
+        score_customers(fitted().predictor, [pa.table({"customer_id": ["a"]})], AS_OF)
