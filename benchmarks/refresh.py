@@ -32,7 +32,8 @@ def refreshed(people: int, folder: Path) -> dict[str, float]:
     ) as p:
         assert p.stdout is not None
         outcome = json.load(p.stdout)
-        _, _, usage = os.wait4(p.pid, 0)
+        _, status, usage = os.wait4(p.pid, 0)
+    assert status == 0, f"refresh ended with exit code {os.waitstatus_to_exitcode(status)}"
     facts = outcome["reports"]["ingest"]["sources"]
     return {
         "people": people,

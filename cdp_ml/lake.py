@@ -20,7 +20,7 @@ from cdp_ml.errors import ContractError, NothingPublishedError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from deltalake import WriterProperties
+    from deltalake import DeltaTable, WriterProperties
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Table
 
@@ -57,8 +57,7 @@ class Lake:
         """The Parquet files of the table's version; none if it is absent or empty."""
         if not self.has(name):
             return []
-        uris = _delta(self.root / name, self.versions[name]).file_uris()
-        return [unquote(uri) for uri in uris]
+        return _files(_delta(self.root / name, self.versions[name]))
 
     def read(self, name: str, con: SQLBackend) -> Table:
         """The table as an Ibis expression; an absent one is empty, with its contract's columns.
@@ -94,7 +93,7 @@ class Lake:
 
         if not self.has(name):
             return arrow_schema(name).empty_table()
-        table = _delta(self.root / name, self.versions[name]).to_pyarrow_table()
+        table = _rows(_delta(self.root / name, self.versions[name]))
         for column in arrow_schema(name):
             if column.name not in table.column_names:
                 table = table.append_column(column, pa.nulls(table.num_rows, column.type))
@@ -264,7 +263,7 @@ def published_runs(root: Path) -> list[dict[str, Any]]:
     """All rows of `runs`, oldest first, their JSON columns decoded."""
     if not _exists(root / RUNS):
         return []
-    rows = _delta(root / RUNS, None).to_pyarrow_table().to_pylist()
+    rows = _rows(_delta(root / RUNS, None)).to_pylist()
     decoded = [{**r, **{k: json.loads(r[k]) for k in ("versions", "summary")}} for r in rows]
     return sorted(decoded, key=lambda r: r["published_at"])
 
@@ -337,10 +336,26 @@ def _encodings(rows: pa.Table) -> WriterProperties:
     )
 
 
-def _delta(path: Path, version: int | None) -> Any:
+def _delta(path: Path, version: int | None) -> DeltaTable:
     from deltalake import DeltaTable
 
     return DeltaTable(path.absolute().as_uri(), version=version)
+
+
+def _files(table: DeltaTable) -> list[str]:
+    return [unquote(uri) for uri in table.file_uris()]
+
+
+def _rows(table: DeltaTable) -> pa.Table:
+    """All rows, null in columns that a file lacks.
+
+    By Arrow itself: where Delta's `to_pyarrow_table` opens the files for it, Arrow's threads let go
+    of Python objects late, and abort a process that ends meanwhile (apache/arrow#39862).
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    return ds.dataset(_files(table), pa.schema(table.schema()), format="parquet").to_table()
 
 
 def _exists(path: Path) -> bool:

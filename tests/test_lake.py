@@ -197,3 +197,14 @@ def test_what_breaks_the_contract_is_refused(lake, broken, message):
 def test_an_unknown_table_names_the_nearest(lake, con):
     with pytest.raises(ContractError, match="no table 'product'; did you mean 'products'"):
         lake.read("product", con)
+
+
+def test_tables_are_read_without_python_in_arrows_threads(lake, monkeypatch):
+    """Else a process that ends right after a read may abort: apache/arrow#39862."""
+    lake.write("products", products(("p1", "cushion")))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("files are opened through Python")
+
+    monkeypatch.setattr("deltalake.DeltaTable.to_pyarrow_dataset", refuse)
+    assert names(lake) == {"p1": "cushion"}
