@@ -14,8 +14,6 @@ a refresh does it:
   the first thing that a process does;
 - `scoring`: the same later, the best of three; beside it `predict`, `Booster.predict` alone on the
   same rows in memory, with as many threads, the best of three as well;
-- both once more by `REFERENCE`, trees of the number and size that are usual, instead of those that
-  noise is best predicted with.
 
 Prints a Markdown table with wall and CPU seconds and peak memory of the process, and the exponent
 with which the CPU seconds of training set and training grew from the size before (1 is linear).
@@ -28,9 +26,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +35,7 @@ from measuring import measured, taking
 SIZES = (10_000, 33_334, 100_000, 1_000_000)
 AS_OF = datetime(2026, 7, 1, tzinfo=UTC)
 FIRST = AS_OF - timedelta(days=400)
-REFERENCE = {
-    "objective": "binary",
-    "num_iterations": 300,
-    "num_leaves": 15,
-    "learning_rate": 0.03,
-    "min_child_samples": 50,
-    "reg_lambda": 5,
-    "verbose": -1,
-}
-STEPS = (
-    "training set",
-    "training",
-    "MLflow",
-    "first scoring",
-    "scoring",
-    "predict",
-    "scoring (reference)",
-    "predict (reference)",
-)
+STEPS = ("training set", "training", "MLflow", "first scoring", "scoring", "predict")
 SPEC = """
 name: purchase_30d
 task: propensity
@@ -218,9 +196,8 @@ def train_step(home: Path) -> dict[str, Any]:
 def score_step(home: Path) -> dict[str, Any]:
     """Score from feature tables to `scores`; then predict alone, from a matrix in memory."""
     import feast  # noqa: F401
-    import lightgbm
+    import lightgbm  # noqa: F401
     import mlflow  # noqa: F401
-    import numpy as np
 
     from cdp_ml.learn.datasets import matrix
     from cdp_ml.learn.registry import load_model
@@ -231,20 +208,16 @@ def score_step(home: Path) -> dict[str, Any]:
     own = load_model(settings, spec.name, 1)
     found: dict[str, Any] = {"trees": own.model.num_trees()}
 
-    def score(predictor: Any) -> None:
-        blocks = eligible_blocks(settings, lake, con, spec, AS_OF, predictor.features)
-        lake.write("scores", score_customers(predictor, blocks, AS_OF))
+    def score() -> None:
+        blocks = eligible_blocks(settings, lake, con, spec, AS_OF, own.features)
+        lake.write("scores", score_customers(own, blocks, AS_OF))
 
     with timed(found, "first scoring"):
-        score(own)
-    best_of_three(found, "scoring", lambda: score(own))
+        score()
+    best_of_three(found, "scoring", score)
     x = matrix(eligible_features(settings, lake, con, spec, [AS_OF]), own.features)
-    some = x[:50_000]
-    outcome = np.random.default_rng(1).random(len(some)) < some[:, 0] / 10
-    usual = replace(own, model=lightgbm.train(REFERENCE, lightgbm.Dataset(some, outcome)))
-    best_of_three(found, "scoring (reference)", lambda: score(usual))
-    for name, predictor in (("predict", own), ("predict (reference)", usual)):
-        best_of_three(found, name, partial(predictor.model.predict, x, num_threads=os.cpu_count()))
+    threads = os.cpu_count()
+    best_of_three(found, "predict", lambda: own.model.predict(x, num_threads=threads))
     return found
 
 
@@ -286,9 +259,9 @@ def main() -> None:
             "training set": f"{found['rows']:,} rows of {found['columns']} features",
             "MLflow": f"{found['MLflow'][0] / found['training'][0]:.0%} of the training",
         }
-        for step in ("first scoring", "scoring", "scoring (reference)"):
-            alone = found["predict (reference)" if "reference" in step else "predict"][0]
-            notes[step] = f"{alone / found[step][0]:.0%} of predict's throughput"
+        for step in ("first scoring", "scoring"):
+            share = found["predict"][0] / found[step][0]
+            notes[step] = f"{share:.0%} of predict's throughput"
         notes["predict"] = f"{found['trees']} trees"
         for step in STEPS:
             wall, used, gib = found[step]

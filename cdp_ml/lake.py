@@ -28,7 +28,7 @@ RUNS = "runs"
 ROW_GROUP = 122_880
 """Rows of a group, as many as in DuckDB's own files; it reads a group with each of its threads."""
 SAMPLED_ROWS = 10_000
-"""Rows that tell whether the words of a column repeat."""
+"""Rows that tell whether the values of a column repeat."""
 
 
 def model_key(model: str) -> str:
@@ -320,20 +320,30 @@ def _check_columns(
 
 
 def _encodings(rows: pa.Table) -> WriterProperties:
-    """Row groups that are read by themselves, without dictionaries of words that hardly repeat.
+    """Row groups that are read by themselves, without dictionaries of values that hardly repeat.
 
-    A dictionary of ids takes half the time of a write.
+    A dictionary of ids takes half the time of a write, and is given up only once it is large.
     """
-    import pyarrow as pa
     from deltalake import ColumnProperties, WriterProperties
 
     some = rows.slice(0, SAMPLED_ROWS)
-    words = (f.name for f in rows.schema if pa.types.is_string(f.type))
     plain = ColumnProperties(dictionary_enabled=False)
     return WriterProperties(
         max_row_group_size=ROW_GROUP,
-        column_properties={w: plain for w in words if 2 * len(some[w].unique()) > SAMPLED_ROWS},
+        column_properties={
+            field.name: plain
+            for field in rows.schema
+            if _is_flat(field.type) and 2 * len(some[field.name].unique()) > SAMPLED_ROWS
+        },
     )
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether values of this type may have a dictionary in a file, and can be told apart here."""
+    from pyarrow import types
+
+    tests = (types.is_string, types.is_integer, types.is_floating, types.is_timestamp)
+    return any(test(kind) for test in tests)
 
 
 def _delta(path: Path, version: int | None) -> DeltaTable:

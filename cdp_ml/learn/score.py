@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-BLOCK = 8192
-"""So many rows are scored at a time: their matrix stays in the cache between copy and trees."""
+BLOCK = 6144
+"""So many rows are scored at a time: their matrix stays in the cache between copy and trees.
+
+A row group of the lake falls into an even number of them, so that no core waits for another.
+"""
 
 
 @dataclass(frozen=True)
