@@ -13,7 +13,7 @@ a refresh does it:
 - `first scoring`: from the feature tables to the table `scores`, of customers of one instant, as
   the first thing that a process does;
 - `scoring`: the same later, the best of three; beside it `predict`, `Booster.predict` alone on the
-  same rows in memory, with as many threads, the best of three as well;
+  same rows in memory, with as many threads, the best of three as well.
 
 Prints a Markdown table with wall and CPU seconds and peak memory of the process, and the exponent
 with which the CPU seconds of training set and training grew from the size before (1 is linear).
