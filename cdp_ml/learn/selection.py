@@ -6,8 +6,10 @@ predicts that instant. The test is never looked at.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -100,7 +102,7 @@ class Forward:
         options = {"num_iteration": params["n_estimators"], "num_threads": threads(x.size)}
         score = self._trees(params, instant).predict(x, **options)
         if share := params.get("logistic_share", 0):
-            score = mixed(score, self._regression(instant).predict_proba(x)[:, 1], share)
+            score = mixed(score, self.regression(instant).predict_proba(x)[:, 1], share)
         return y, score
 
     def _trees(self, params: Mapping[str, Any], instant: datetime) -> lgb.Booster:
@@ -114,7 +116,7 @@ class Forward:
             self._fitted[key] = held
         return held
 
-    def _regression(self, instant: datetime) -> Pipeline:
+    def regression(self, instant: datetime) -> Pipeline:
         """A logistic regression fitted to what was known at an instant."""
         if instant not in self._logistic:
             self._logistic[instant] = fit_logistic(*self.rows(self.closed_by(instant)))
@@ -169,7 +171,7 @@ def choose(spec: ModelSpec, past: pa.Table, split: TimeSplit, features: tuple[st
         return _calibrated(Choice(params), forward)
     fixed = "n_estimators" in spec.estimator
     attempt = forward.candidate if fixed else forward.early_stopped
-    tried = [attempt(p) for p in _leaves(params, given)]
+    tried = _side_by_side(attempt, _leaves(params, given), forward)
     best = _simplest(tried, spec.task)
     if alone:
         tried.append(attempt({**best.parameters, "logistic_share": 0}))
@@ -204,6 +206,22 @@ def candidates_table(candidates: tuple[Candidate, ...]) -> pa.Table:
             for c in ordered
         ]
     )
+
+
+def _side_by_side(
+    attempt: Callable[[Mapping[str, Any]], Candidate],
+    candidates: list[dict[str, Any]],
+    forward: Forward,
+) -> list[Candidate]:
+    """Try candidates, one on each core if a fit takes one core."""
+    cells = rows_at(forward.past, forward.closed_by(forward.newest)).num_rows * len(
+        forward.features
+    )
+    cores = (os.cpu_count() or 1) if threads(cells) == 1 else 1
+    if candidates[0].get("logistic_share"):
+        forward.regression(forward.newest)  # once, before all ask for it
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(attempt, candidates))
 
 
 def _leaves(params: Mapping[str, Any], given: bool) -> list[dict[str, Any]]:

@@ -51,6 +51,16 @@ def test_leaves_are_tried_unless_the_specification_gives_them():
     assert not chosen(spec_of(estimator=given)).candidates
 
 
+def test_candidates_tried_side_by_side_are_what_they_are_one_after_the_other(monkeypatch):
+    found = {}
+    for cores in (1, 4):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        found[cores] = chosen(spec_of())
+    assert found[1].parameters == found[4].parameters
+    one, four = ([c.metrics for c in found[cores].candidates] for cores in (1, 4))
+    assert one == four
+
+
 def candidate(leaves, losses):
     return Candidate({"num_leaves": leaves}, {"log_loss": np.mean(losses)}, 1.0, np.array(losses))
 
