@@ -9,7 +9,9 @@ a refresh does it:
 
 - `training set`: features through Feast and labels, of two training instants and the test;
 - `training`: leaves tried, trees fitted, baselines, intervals, judgement;
-- `MLflow`: plots, report and model recorded and registered, also as a share of the training;
+- `first MLflow`: plots, report and model recorded and registered, also as a share of the training;
+- `MLflow`: the same once more, as for the next model of a refresh: MLflow looks only once in a
+  process what is installed;
 - `first scoring`: from the feature tables to the table `scores`, of customers of one instant, as
   the first thing that a process does;
 - `scoring`: the same later, the best of three; beside it `predict`, `Booster.predict` alone on the
@@ -35,7 +37,15 @@ from measuring import measured, taking
 SIZES = (10_000, 33_334, 100_000, 1_000_000)
 AS_OF = datetime(2026, 7, 1, tzinfo=UTC)
 FIRST = AS_OF - timedelta(days=400)
-STEPS = ("training set", "training", "MLflow", "first scoring", "scoring", "predict")
+STEPS = (
+    "training set",
+    "training",
+    "first MLflow",
+    "MLflow",
+    "first scoring",
+    "scoring",
+    "predict",
+)
 SPEC = """
 name: purchase_30d
 task: propensity
@@ -188,8 +198,9 @@ def train_step(home: Path) -> dict[str, Any]:
         trained = train(spec, frame, split)
     (settings.data / "mlflow").mkdir(exist_ok=True)
     MlflowClient(registry.tracking_uri(settings)).search_experiments()  # a store is made but once
-    with timed(found, "MLflow"):
-        registry.log_run(settings, trained, {}, "cost")
+    for name in ("first MLflow", "MLflow"):
+        with timed(found, name):
+            registry.log_run(settings, trained, {}, name)
     return found
 
 
@@ -257,8 +268,9 @@ def main() -> None:
         before = customers, cpu
         notes = {
             "training set": f"{found['rows']:,} rows of {found['columns']} features",
-            "MLflow": f"{found['MLflow'][0] / found['training'][0]:.0%} of the training",
         }
+        for step in ("first MLflow", "MLflow"):
+            notes[step] = f"{found[step][0] / found['training'][0]:.0%} of the training"
         for step in ("first scoring", "scoring"):
             share = found["predict"][0] / found[step][0]
             notes[step] = f"{share:.0%} of predict's throughput"
