@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from ibis.backends.sql import SQLBackend
     from ibis.expr.types import Scalar, Table, Value
+    from sqlglot.expressions import Expression
 
 
 def connect(engine: Engine) -> SQLBackend:
@@ -261,15 +262,6 @@ def _blaming(origin: str) -> Iterator[None]:
         raise ConfigError(f"{origin}: {problem}") from None
 
 
-def columns_of(condition: str) -> set[str]:
-    """The names in an SQL condition that `check_condition` has checked, in lower case."""
-    import sqlglot
-    from sqlglot import exp
-
-    parsed = sqlglot.parse_one(f"SELECT 1 WHERE {condition}", dialect="duckdb")
-    return {column.name.lower() for column in parsed.find_all(exp.Column)}
-
-
 def check_condition(
     condition: str, columns: tuple[str, ...], origin: str, dialect: str = "duckdb"
 ) -> str:
@@ -278,6 +270,20 @@ def check_condition(
     Raises:
         ConfigError: if it is not one SQL expression, or names a column that is not there.
     """
+    dialect = {"pyspark": "spark"}.get(dialect, dialect)
+    return str(_parsed(condition, columns, origin).sql(dialect=dialect))
+
+
+def columns_of(condition: str, columns: tuple[str, ...], origin: str) -> list[str]:
+    """The columns that a condition names; it is checked as by `check_condition`."""
+    from sqlglot import exp
+
+    parsed = _parsed(condition, columns, origin)
+    named = {column.name.lower() for column in parsed.find_all(exp.Column)}
+    return [column for column in columns if column.lower() in named]
+
+
+def _parsed(condition: str, columns: tuple[str, ...], origin: str) -> Expression:
     import sqlglot
     from sqlglot import exp
 
@@ -295,5 +301,5 @@ def check_condition(
             raise ConfigError(
                 f"{origin}: no column '{column.name}'; {nearest(column.name, columns)}"
             )
-    dialect = {"pyspark": "spark"}.get(dialect, dialect)
-    return str(parsed.args["where"].this.sql(dialect=dialect))
+    where: Expression = parsed.args["where"].this
+    return where

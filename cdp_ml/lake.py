@@ -324,26 +324,16 @@ def _encodings(rows: pa.Table) -> WriterProperties:
 
     A dictionary of ids takes half the time of a write, and is given up only once it is large.
     """
+    import pyarrow as pa
     from deltalake import ColumnProperties, WriterProperties
 
     some = rows.slice(0, SAMPLED_ROWS)
+    flat = (f.name for f in rows.schema if not pa.types.is_nested(f.type))
     plain = ColumnProperties(dictionary_enabled=False)
     return WriterProperties(
         max_row_group_size=ROW_GROUP,
-        column_properties={
-            field.name: plain
-            for field in rows.schema
-            if _is_flat(field.type) and 2 * len(some[field.name].unique()) > SAMPLED_ROWS
-        },
+        column_properties={n: plain for n in flat if 2 * len(some[n].unique()) > SAMPLED_ROWS},
     )
-
-
-def _is_flat(kind: pa.DataType) -> bool:
-    """Whether values of this type may have a dictionary in a file, and can be told apart here."""
-    from pyarrow import types
-
-    tests = (types.is_string, types.is_integer, types.is_floating, types.is_timestamp)
-    return any(test(kind) for test in tests)
 
 
 def _delta(path: Path, version: int | None) -> DeltaTable:

@@ -551,7 +551,7 @@ def eligible_features(
     if len(instants) == 1:
         return pa.concat_tables(eligible_blocks(settings, lake, con, spec, instants[0]))
     spine = _spine(lake, con, instants)
-    frame = training_features(_features_of(settings, lake), spec.features, spine)
+    frame = training_features(_feature_store(settings, lake), spec.features, spine)
     chosen = _eligible_rows(con, spec, frame)
     chosen = chosen.take(order_of(frame.select(KEY).take(chosen)))
     names, columns = frame.column_names, frame.columns[::-1]
@@ -586,11 +586,11 @@ def eligible_blocks(
     import pyarrow as pa
 
     from cdp_ml.feast_stores.snapshot import take_snapshot
-    from cdp_ml.learn.datasets import population_features
+    from cdp_ml.learn.datasets import population_columns
 
     everybody = _spine(lake, con, [as_of])["customer_id"]
-    snapshot = take_snapshot(_features_of(settings, lake), spec.features, everybody, as_of)
-    asked = snapshot.of(population_features(spec, snapshot.features)).blocks()
+    snapshot = take_snapshot(_feature_store(settings, lake), spec.features, everybody, as_of)
+    asked = snapshot.of(population_columns(spec, snapshot.features)).blocks()
     chosen = _eligible_rows(con, spec, pa.concat_tables(asked)).to_numpy()
     wanted = snapshot if features is None else snapshot.of(features)
     yield from wanted.blocks(None if len(chosen) == len(everybody) else chosen)
@@ -618,7 +618,7 @@ def _spine(lake: Lake, con: SQLBackend, instants: Sequence[datetime]) -> pa.Tabl
     return con.to_pyarrow(known.filter(known.event_timestamp.isin(list(instants))))
 
 
-def _features_of(settings: Settings, lake: Lake) -> FeatureStore:
+def _feature_store(settings: Settings, lake: Lake) -> FeatureStore:
     """The feature store as of the lake's versions."""
     from cdp_ml.feast_stores import open_store
 

@@ -42,7 +42,7 @@ def columns_at(
         groups = list(_row_groups(files, places, opened))
         for field in schema:
             wanted = pa.schema([field])
-            chunks = [c for group in groups for c in group.rows(wanted, False).column(0).chunks]
+            chunks = [c for group in groups for c in group.rows(wanted).column(0).chunks]
             yield pa.chunked_array(chunks, field.type)
 
 
@@ -62,7 +62,7 @@ def blocks_at(files: Sequence[str], places: np.ndarray, schema: pa.Schema) -> It
     """
     with ExitStack() as opened:
         for group in _row_groups(files, places, opened):
-            yield group.rows(schema, True)
+            yield group.rows(schema)
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class _RowGroup:
     number: int
     at: np.ndarray
 
-    def rows(self, schema: pa.Schema, use_threads: bool) -> pa.Table:
+    def rows(self, schema: pa.Schema) -> pa.Table:
         import pyarrow as pa
 
         stored = list({name: None for name in schema.names if name in self.columns})
-        group = self.file.read_row_group(self.number, stored, use_threads=use_threads)
+        group = self.file.read_row_group(self.number, stored, use_threads=len(stored) > 1)
         first, count = int(self.at[0]), len(self.at)
         together = int(self.at[-1]) - first + 1 == count
         found = group.slice(first, count) if together else group.take(self.at)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cdp_ml.feast_stores.offline import NewestJob
 
 KEY = "customer_id"
+_KEYS = (KEY, "event_timestamp")
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -46,7 +47,7 @@ def take_snapshot(
     import pyarrow.compute as pc
 
     instants = pa.repeat(pa.scalar(as_of, pa.timestamp("us", "UTC")), len(customers))
-    key = pa.table({KEY: customers, "event_timestamp": instants})
+    key = pa.table([customers, instants], _KEYS)
     taken = _taken(store, _service(store, service))
     if taken is None:
         rows = training_features(store, service, key)
@@ -70,11 +71,12 @@ class Snapshot:
     @property
     def features(self) -> list[str]:
         """The names of all features."""
-        return [*self.known.column_names[2:], *(f for view in self.views for f in view.features)]
+        known = [f for f in self.known.column_names if f not in _KEYS]
+        return [*known, *(f for view in self.views for f in view.features)]
 
     def of(self, features: Collection[str]) -> Snapshot:
         """The same of some features only."""
-        known = [f for n, f in enumerate(self.known.column_names) if n < 2 or f in features]
+        known = [f for f in self.known.column_names if f in _KEYS or f in features]
         views = [view.of(features) for view in self.views]
         return Snapshot(self.known.select(known), [view for view in views if view.features])
 
@@ -119,8 +121,8 @@ class _View:
 
 def _taken(
     store: FeatureStore, service: FeatureService
-) -> list[tuple[FeatureView, dict[str, str]]] | None:
-    """The views of a service, each with its columns by feature.
+) -> list[tuple[FeatureView, list[str]]] | None:
+    """The views of a service, each with the features taken of it.
 
     None if one is computed on demand, or keyed by more than customers.
     """
@@ -132,21 +134,21 @@ def _taken(
             return None
         if [e.name for e in view.entity_columns] != [KEY]:
             return None
-        stored = _stored(view)
-        found.append((view, {f.name: stored.get(f.name, f.name) for f in projection.features}))
+        found.append((view, [feature.name for feature in projection.features]))
     return found
 
 
 def _found(
     store: FeatureStore,
-    part: tuple[FeatureView, Mapping[str, str]],
+    part: tuple[FeatureView, Sequence[str]],
     customers: pa.ChunkedArray,
     as_of: datetime,
 ) -> _View:
     """Find each customer's newest row at an instant, within the view's TTL."""
-    view, features = part
-    source, stored = view.batch_source, _stored(view)
-    key = stored.get(KEY, KEY)
+    view, names = part
+    source = view.batch_source
+    stored = {new: old for old, new in source.field_mapping.items()}
+    features, key = {name: stored.get(name, name) for name in names}, stored.get(KEY, KEY)
     job = store._get_provider().offline_store.pull_latest_from_table_or_query(
         config=store.config,
         data_source=source,
@@ -158,11 +160,6 @@ def _found(
         end_date=as_of,
     )
     return _View(job, features, job.places_of(key, customers))
-
-
-def _stored(view: FeatureView) -> dict[str, str]:
-    """The source's column by the view's name for it, where they differ."""
-    return {new: old for old, new in view.batch_source.field_mapping.items()}
 
 
 def _regrouped(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.engine import check_condition, columns_of, where
+from cdp_ml.engine import columns_of, where
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError, nearest
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def _population(spec: ModelSpec) -> str:
     return f"models/{spec.name}.yaml: population"
 
 
-def population_features(spec: ModelSpec, known: Sequence[str]) -> list[str]:
-    """The features that a model's population names.
+def population_columns(spec: ModelSpec, known: Sequence[str]) -> list[str]:
+    """The columns that a model's population names.
 
     Args:
         spec: the model.
@@ -145,9 +145,7 @@ def population_features(spec: ModelSpec, known: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: if its population is not SQL or names an unknown feature.
     """
-    check_condition(spec.population, (*KEY, *known), _population(spec))
-    named = columns_of(spec.population)
-    return [name for name in known if name.lower() in named]
+    return columns_of(spec.population, (*KEY, *known), _population(spec))
 
 
 def feature_names(spec: ModelSpec, frame: pa.Table) -> tuple[str, ...]:

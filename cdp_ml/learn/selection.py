@@ -214,9 +214,8 @@ def _side_by_side(
     forward: Forward,
 ) -> list[Candidate]:
     """Try candidates, one on each core if a fit takes one core."""
-    cells = rows_at(forward.past, forward.closed_by(forward.newest)).num_rows * len(
-        forward.features
-    )
+    rows = rows_at(forward.past, forward.closed_by(forward.newest)).num_rows
+    cells = min(rows, MOST_ROWS) * len(forward.features)
     cores = (os.cpu_count() or 1) if threads(cells) == 1 else 1
     if candidates[0].get("logistic_share"):
         forward.regression(forward.newest)  # once, before all ask for it

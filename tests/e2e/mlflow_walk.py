@@ -191,7 +191,8 @@ def pages_of(workspace: Path, model: str) -> dict[str, tuple[str, int]]:
     from cdp_ml.config import load_settings
     from cdp_ml.learn.registry import tracking_uri
 
-    client = mlflow.MlflowClient(*[tracking_uri(load_settings(workspace))] * 2)
+    uri = tracking_uri(load_settings(workspace))
+    client = mlflow.MlflowClient(uri, uri)
     (newest, *_) = client.search_model_versions(f"name = '{model}'")
     experiment = client.get_run(newest.run_id).info.experiment_id
     training = "?workflowType=machine_learning"

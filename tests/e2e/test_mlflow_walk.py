@@ -23,7 +23,8 @@ def seen(demo_workspace, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def verdict(demo_workspace):
-    client = mlflow.MlflowClient(*[tracking_uri(load_settings(demo_workspace))] * 2)
+    uri = tracking_uri(load_settings(demo_workspace))
+    client = mlflow.MlflowClient(uri, uri)
     (version, *_) = client.search_model_versions(f"name = '{MODEL}'")
     return client.get_run(version.run_id).data.tags["cdp_ml.verdict"]
 

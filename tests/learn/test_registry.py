@@ -260,7 +260,8 @@ def test_a_workspace_can_be_copied_and_neither_copy_writes_into_the_other(
     made = registry.log_run(copy, fitted(), {}, "run of the copy")
     assert {f for f in workspace.home.rglob("*") if f.is_file()} == before
     assert registry.load_model(copy, "purchase_30d", made).version == made
-    copied = mlflow.MlflowClient(*[registry.tracking_uri(copy)] * 2)
+    uri = registry.tracking_uri(copy)
+    copied = mlflow.MlflowClient(uri, uri)
     for known in (version, made):
         run = copied.get_run(copied.get_model_version("purchase_30d", str(known)).run_id)
         assert run.info.artifact_uri.startswith(copy.home.as_uri())
