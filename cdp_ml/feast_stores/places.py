@@ -30,7 +30,7 @@ def columns_at(
 
     Args:
         files: the list that the places are of.
-        places: ascending, as `PLACE` numbers them.
+        places: ascending, as `PLACE` numbers them; the same may be wanted more than once.
         schema: the columns wanted; what a file lacks is null there.
 
     Yields:
@@ -75,12 +75,13 @@ class _RowGroup:
     at: np.ndarray
 
     def rows(self, schema: pa.Schema) -> pa.Table:
+        import numpy as np
         import pyarrow as pa
 
         stored = list({name: None for name in schema.names if name in self.columns})
         group = self.file.read_row_group(self.number, stored, use_threads=len(stored) > 1)
         first, count = int(self.at[0]), len(self.at)
-        together = int(self.at[-1]) - first + 1 == count
+        together = bool(np.all(np.diff(self.at) == 1))  # not by their number: places may repeat
         found = group.slice(first, count) if together else group.take(self.at)
         absent = pa.nulls(count)
         columns = [found[f.name] if f.name in stored else absent for f in schema]
