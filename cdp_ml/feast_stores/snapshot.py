@@ -7,13 +7,14 @@ itself to materialize them, and lays the views side by side.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.feast_stores import _service, _silence, training_features
+from cdp_ml.feast_stores import _service, training_features
 from cdp_ml.lake import ROW_GROUP
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 def take_snapshot(
     store: FeatureStore, service: str, customers: pa.ChunkedArray, as_of: datetime
 ) -> Snapshot:
-    """Find the features that held at one instant, of many customers.
+    """The features that held at one instant, of many customers.
 
     Args:
         store: of `open_store`, after `apply`.
@@ -41,7 +42,6 @@ def take_snapshot(
 
     Raises:
         ConfigError: if there is no such service.
-        ContractError: if a table or one of its columns is not there.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -52,14 +52,12 @@ def take_snapshot(
     if taken is None:
         rows = training_features(store, service, key)
         return Snapshot(rows.take(pc.index_in(customers, value_set=rows[KEY])), ())
-    with _silence(), ThreadPoolExecutor(store.config.offline_store.threads) as pool:
-        found = pool.map(lambda part: _found(store, part, customers, as_of), taken)
-        return Snapshot(key, tuple(found))
+    return Snapshot(key, [_view(store, part, customers, as_of) for part in taken])
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The features of many customers at one instant, found but not yet read.
+    """The features of many customers at one instant; a view is searched once it is asked for any.
 
     `known` is what needs no reading: customer_id, event_timestamp, and of a service with features
     that are computed on demand all of them.
@@ -90,22 +88,28 @@ class Snapshot:
             What `training_features` returns for these customers at this instant, in their order and
             without an identity: customer_id, event_timestamp and the features. `ROW_GROUP`
             customers at a time, and at least one table.
+
+        Raises:
+            ContractError: if a table or one of its columns is not there.
         """
         import pyarrow as pa
 
         known = self.known if rows is None else self.known.take(pa.array(rows))
-        streams = [iter([known]), *(view.read(rows) for view in self.views)]
+        with ThreadPoolExecutor(len(self.views) + 1) as pool:
+            streams = [iter([known]), *pool.map(lambda view: view.read(rows), self.views)]
         for parts in zip(*(_regrouped(stream) for stream in streams), strict=True):
             yield pa.table({name: part[name] for part in parts for name in part.column_names})
 
 
 @dataclass(frozen=True)
 class _View:
-    """What a service takes of a view: its column by feature, and where each customer's row lies."""
+    """What a service takes of a view: its column by feature.
 
-    job: NewestJob
+    `found` gives its rows, and where among them each customer's lies.
+    """
+
     features: Mapping[str, str]
-    places: np.ndarray
+    found: Callable[[], tuple[NewestJob, np.ndarray]]
 
     def of(self, features: Collection[str]) -> _View:
         """The same of some features only."""
@@ -114,9 +118,9 @@ class _View:
     def read(self, rows: np.ndarray | None) -> Iterator[pa.Table]:
         """The features, some customers after the others."""
         stored, names = list(self.features.values()), list(self.features)
-        places = self.places if rows is None else self.places[rows]
-        for block in self.job.rows_at(places, list(dict.fromkeys(stored))):
-            yield block.select(stored).rename_columns(names)
+        job, places = self.found()
+        blocks = job.rows_at(places if rows is None else places[rows], list(dict.fromkeys(stored)))
+        return (block.select(stored).rename_columns(names) for block in blocks)
 
 
 def _taken(
@@ -138,28 +142,33 @@ def _taken(
     return found
 
 
-def _found(
+def _view(
     store: FeatureStore,
     part: tuple[FeatureView, Sequence[str]],
     customers: pa.ChunkedArray,
     as_of: datetime,
 ) -> _View:
-    """Find each customer's newest row at an instant, within the view's TTL."""
+    """Each customer's newest row at an instant, within the view's TTL."""
     view, names = part
     source = view.batch_source
     stored = {new: old for old, new in source.field_mapping.items()}
     features, key = {name: stored.get(name, name) for name in names}, stored.get(KEY, KEY)
-    job = store._get_provider().offline_store.pull_latest_from_table_or_query(
-        config=store.config,
-        data_source=source,
-        join_key_columns=[key],
-        feature_name_columns=list(features.values()),
-        timestamp_field=stored.get(source.timestamp_field, source.timestamp_field),
-        created_timestamp_column=source.created_timestamp_column or None,
-        start_date=as_of - view.ttl if view.ttl else _FIRST,
-        end_date=as_of,
-    )
-    return _View(job, features, job.places_of(key, customers))
+
+    @cache
+    def found() -> tuple[NewestJob, np.ndarray]:
+        job = store._get_provider().offline_store.pull_latest_from_table_or_query(
+            config=store.config,
+            data_source=source,
+            join_key_columns=[key],
+            feature_name_columns=list(features.values()),
+            timestamp_field=stored.get(source.timestamp_field, source.timestamp_field),
+            created_timestamp_column=source.created_timestamp_column or None,
+            start_date=as_of - view.ttl if view.ttl else _FIRST,
+            end_date=as_of,
+        )
+        return job, job.places_of(key, customers)
+
+    return _View(features, found)
 
 
 def _regrouped(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
