@@ -172,7 +172,7 @@ def tables(
 @app.command()
 def serve(
     home: Home = HERE,
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     check: Annotated[bool, typer.Option(help="Start, ask for one score, print it, stop.")] = False,
 ) -> None:
@@ -190,7 +190,8 @@ def serve(
 
 @app.command()
 def ui(
-    home: Home = HERE, port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000
+    home: Home = HERE,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the workspace's experiments and model versions."""
     from cdp_ml.learn.registry import ui_command

@@ -67,6 +67,7 @@ def _as_instant(value: Any) -> Any:
 
 TimeZone = Annotated[str, AfterValidator(_known_timezone)]
 Region = Annotated[str, AfterValidator(_known_region)]
+Days = Annotated[int, Field(gt=0, le=36_500)]
 AsOf = Annotated[date | Literal["latest", "now"], BeforeValidator(_as_instant)]
 
 
@@ -280,7 +281,7 @@ class Label(Spec):
     category: str | None = None
     product: str | None = None
     happens: bool = True
-    within_days: PositiveInt = 30
+    within_days: Days = 30
 
     @property
     def outcome(self) -> str:
@@ -293,8 +294,8 @@ class Label(Spec):
 class Snapshots(Spec):
     """The instants of a training set: `count` of them, `every_days` apart, before the test's."""
 
-    count: PositiveInt = 8
-    every_days: PositiveInt = 30
+    count: Annotated[int, Field(gt=0, le=1_000)] = 8
+    every_days: Days = 30
 
 
 class Tuning(Spec):
@@ -342,6 +343,11 @@ class ModelSpec(Spec):
     cadence_days: PositiveInt = 30
     tuning: Tuning | None = None
     segments: dict[str, Cut] = {}
+
+    def question(self) -> str:
+        """What it predicts, in words that are the same for the same question."""
+        asked = {"task", "label", "campaign", "treatment", "item"}
+        return self.model_dump_json(include=asked)
 
     @model_validator(mode="after")
     def _value_is_of_orders(self) -> ModelSpec:
@@ -429,7 +435,12 @@ def load_spec(path: Path, spec: type[AnySpec]) -> AnySpec:
 def load_models(settings: Settings) -> dict[str, ModelSpec]:
     """The workspace's model specifications by name, in the order of their files' names."""
     folder = settings.share("models")
+    for path in folder.glob("*.yml"):
+        raise ConfigError(f"{path}: name it {path.stem}.yaml, or it is not read")
     names = {p.stem: p for p in sorted(folder.glob("*.yaml")) if p.stem != "identity"}
+    for name, path in names.items():
+        if set(name) & set("'\":/"):
+            raise ConfigError(f"{path}: a model's name may not hold quotes, colons or slashes")
     chosen = tuple(names) if settings.models is None else settings.models
     for name in chosen:
         if name not in names:

@@ -121,6 +121,15 @@ def _named(members: Table, segment: str) -> Table:
 
 
 def _cut(scores: Table, cut: Cut) -> Table:
+    """The customers of one model above a score, or the share of them with the highest.
+
+    Of equal scores, as a rule gives to many, those come first whose ids do: the same every day.
+    """
+    import ibis
+
     if cut.top is not None:
-        return scores.filter(scores.percentile >= 1 - cut.top)
+        place = ibis.row_number().over(order_by=[scores.score.desc(), scores.customer_id])
+        return scores.mutate(place=place, all=scores.count().over()).filter(
+            lambda t: t.place < (cut.top * t["all"]).round()
+        )
     return scores.filter(scores.score > cut.above)

@@ -171,6 +171,7 @@ def _check_models(run: Run) -> None:
     from cdp_ml.feast_stores import feature_schemas
     from cdp_ml.learn import clusters, next_category, uplift
     from cdp_ml.learn.estimators import estimator_of, parameters, with_defaults
+    from cdp_ml.learn.selection import DEFAULTS
 
     own = {
         "clustering": clusters.DEFAULTS,
@@ -184,7 +185,7 @@ def _check_models(run: Run) -> None:
         if spec.task in own:
             with_defaults(spec.estimator, own[spec.task], estimator_of(name))
         else:
-            parameters(spec.estimator, 0, estimator_of(name))
+            parameters(spec.estimator, 0, estimator_of(name), DEFAULTS[spec.task])
 
 
 def _check_features(run: Run, spec: ModelSpec, services: dict[str, pa.Schema]) -> None:
@@ -515,7 +516,8 @@ def train(run: Run) -> Report:
 def _is_fresh(run: Run, name: str) -> bool:
     """Whether a model's last training still holds: same specification, within its cadence."""
     trained = run.report("train").get("models", {}).get(name)
-    if run.force or trained is None or trained["version"] is None:
+    # What had too little data is tried each time; what was refused waits, or chance would decide.
+    if run.force or trained is None or not (trained["version"] or trained["metrics"]):
         return False
     if trained["specification"] != _specification(run, name):
         return False
@@ -525,9 +527,11 @@ def _is_fresh(run: Run, name: str) -> bool:
 
 def _kept_model(run: Run, name: str) -> dict[str, Any]:
     """What the last training reported, with the version that was promoted by hand since."""
+    from cdp_ml.learn.registry import load_champion
+
     kept = dict(run.report("train")["models"][name])
-    by_hand = _promoted_by_hand(run, name)
-    return kept if by_hand is None else {**kept, "version": by_hand}
+    chosen = load_champion(run.settings, run.models[name], _promoted_by_hand(run, name))
+    return kept if chosen is None else {**kept, "version": chosen.version}
 
 
 def _promoted_by_hand(run: Run, name: str) -> int | None:
@@ -564,16 +568,17 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
     from cdp_ml.learn.training import train
 
     served = _promoted_by_hand(run, spec.name) or run.lake.versions.get(model_key(spec.name))
+    champion = registry.load_champion(run.settings, spec, served)
     base: dict[str, Any] = {
         "specification": _specification(run, spec.name),
         "as_of": run.as_of.isoformat(),
-        "version": served,
+        "version": champion.version if champion else None,
     }
     try:
         split = time_split(spec, run.as_of, run.first_fact, run.campaigns)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
-        champion = _champion(run, spec, served, frame.column_names)
-        base["version"] = champion.version if champion else None
+        if champion and spec.features and set(champion.features) - set(frame.column_names):
+            champion, base["version"] = None, None  # its features are gone
         if "label" in frame.column_names:
             labels = frame.select(["customer_id", "event_timestamp", "label"])
             run.lake.write(f"labels_{spec.name}", labels)
@@ -588,22 +593,6 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
         "metrics": trained.metrics,
         "verdict": trained.verdict,
     }
-
-
-def _champion(
-    run: Run, spec: ModelSpec, version: int | None, features: list[str]
-) -> Predictor | None:
-    """The model that is served, unless its files or its features are gone."""
-    from cdp_ml.learn.registry import load_model
-
-    if version is None:
-        return None
-    try:
-        champion = load_model(run.settings, spec.name, version)
-    except NotPromotedError as error:
-        log.warning("%s", error)
-        return None
-    return None if spec.features and set(champion.features) - set(features) else champion
 
 
 def _specification(run: Run, model: str) -> list[str]:
@@ -670,9 +659,12 @@ def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
 
 
 def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
-    """What the newest scores whose label windows have closed turned out to be worth."""
+    """What the newest scores whose label windows have closed turned out to be worth.
+
+    Nothing, if they were given for another question than the specification asks by now.
+    """
     from cdp_ml.learn.evaluate import realized_metrics
-    from cdp_ml.learn.registry import log_realized
+    from cdp_ml.learn.registry import load_model, log_realized
 
     if spec.task not in ("propensity", "value"):
         return {}
@@ -683,10 +675,16 @@ def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
     given = run.con.to_pyarrow(newest.rename(event_timestamp="as_of"))
     if not given.num_rows:
         return {}
-    known = with_labels(run.lake, run.con, spec, given, run.as_of)
+    version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
+    try:
+        if not load_model(run.settings, spec.name, version).answers(spec):
+            return {}
+        known = with_labels(run.lake, run.con, spec, given, run.as_of)
+    except NotPromotedError as error:  # the model's files are gone, or what its label is about
+        log.warning("%s", error)
+        return {}
     outcome, score = (known[c].to_numpy() for c in ("label", "score"))
     found = realized_metrics(outcome, score, spec.task)
-    version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
     log_realized(run.settings, spec.name, version, found, instant)
     return found
 

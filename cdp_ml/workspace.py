@@ -182,7 +182,7 @@ class Workspace:
             ConfigError: if there is no such model.
             NotPromotedError: if the history is too short for a time split.
         """
-        spec, split = self._spec(model), self.split(model, as_of)
+        spec, split = self._spec(model), self._known_split(model, as_of)
         return training_frame(self.settings, self.lake, self.con, spec, split).to_pandas()
 
     def train(
@@ -211,12 +211,12 @@ class Workspace:
         from cdp_ml.learn import registry
         from cdp_ml.learn.training import train
 
-        spec, split = self._spec(model), self.split(model, as_of)
+        spec, split = self._spec(model), self._known_split(model, as_of)
         if estimator is not None:
             spec = spec.model_copy(update={"estimator": dict(estimator)})
         frame = training_frame(self.settings, self.lake, self.con, spec, split)
         serving = registry.champion_version(self.settings, model)
-        champion = registry.load_model(self.settings, model, serving) if serving else None
+        champion = registry.load_champion(self.settings, spec, serving)
         trained = train(spec, frame, split, champion)
         if not register:
             return trained
@@ -257,13 +257,34 @@ class Workspace:
             as_of: the instant at which the training is imagined to happen; the run's by default.
 
         Raises:
-            ConfigError: if there is no such model.
+            ConfigError: if there is no such model, or `as_of` has no time zone or lies after the
+                run's.
             NotPromotedError: if the history is too short for a time split, or for uplift if there
                 is no such campaign, or its outcomes are not known yet.
         """
         from cdp_ml.learn.datasets import time_split
 
+        if as_of is not None and getattr(as_of, "tzinfo", None) is None:
+            raise ConfigError(f"as_of: {as_of} has no time zone; give it one, such as UTC")
+        if as_of is not None and as_of > self.as_of:
+            raise ConfigError(
+                f"as_of: {as_of:%Y-%m-%d %H:%M} is after the published run's, "
+                f"{self.as_of:%Y-%m-%d %H:%M}: what comes of it is not known yet; "
+                "run 'cdp-ml refresh' first"
+            )
         return time_split(self._spec(model), as_of or self.as_of, self._first_fact, self._campaigns)
+
+    def _known_split(self, model: str, as_of: datetime | None) -> TimeSplit:
+        """The same, if the run computed features as of its test."""
+        split = self.split(model, as_of)
+        known = sorted(map(datetime.fromisoformat, self.run["summary"]["traits"]["instants"]))
+        if self._spec(model).task != "next_category" and split.test not in known:
+            there = ", ".join(f"{t:%Y-%m-%d}" for t in known)
+            raise NotPromotedError(
+                f"model '{model}': the run has no features as of {split.test:%Y-%m-%d %H:%M}, on "
+                f"which it would be tested; it has those as of {there}"
+            )
+        return split
 
     def model(self, name: str) -> Predictor:
         """A model's champion: the version with which the published run scored.
@@ -670,11 +691,16 @@ def purchase_lines(lake: Lake, con: SQLBackend, spec: ModelSpec, as_of: datetime
 def _of_campaign(
     lake: Lake, con: SQLBackend, spec: ModelSpec, rows: pa.Table, as_of: datetime
 ) -> pa.Table:
-    """The rows of customers who were in one arm of the model's campaign, with that arm."""
+    """The rows of customers who were in one arm of the model's campaign, with that arm.
+
+    Exposures count under former ids too, as outcomes do: else whoever bought, and was merged with
+    another for what became known thereby, would be missing.
+    """
     from cdp_ml.learn.uplift_experiment import campaign_customers
 
     held = con.create_table("_before_campaign", rows, temp=True, overwrite=True)
     exposures = _keyed(lake, con, "exposures", as_of)
+    exposures = _under_former_ids(exposures, lake.read("crosswalk", con), as_of)
     arms = campaign_customers(exposures, spec.campaign or "").select("customer_id", "arm")
     return con.to_pyarrow(held.inner_join(arms, "customer_id"))
 

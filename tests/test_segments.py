@@ -92,6 +92,21 @@ def test_cuts_of_scores_and_clusters_become_segments(con):
     assert found == {("top", "a"), ("likely", "a"), ("likely", "b"), ("clusters: frequent", "a")}
 
 
+@pytest.mark.parametrize(("top", "size"), [(0.2, 2), (0.5, 5), (0.7, 7), (0.95, 10)])
+def test_a_top_share_has_its_size_also_where_scores_are_equal(con, top, size):
+    """A rule gives but two scores: of the better half those come first whose ids do."""
+    customers = "abcdefghij"
+    scores = rows(
+        "scores",
+        *({"model": "m", "customer_id": c, "score": float(c < "f")} for c in reversed(customers)),
+    )
+    cuts = {"top": Cut(top=top)}
+    spec = ModelSpec(name="m", task="propensity", description="", features="f", segments=cuts)
+    (members, _) = predicted_members(ibis.memtable(scores), {"m": spec})
+    found = sorted(r["customer_id"] for r in con.to_pyarrow(members).to_pylist())
+    assert found == list(customers[:size])
+
+
 def test_membership_compiles_for_spark():
     before = ibis.table(rows("segment_membership").schema, name="before")
     now = ibis.table({"segment": "string", "customer_id": "string"}, name="now")

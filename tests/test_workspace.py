@@ -1,5 +1,6 @@
 """What a notebook gets of a published workspace."""
 
+import datetime as dt
 import socket
 
 import numpy as np
@@ -43,6 +44,20 @@ def test_what_holds_a_customer_together_and_what_speaks_for_a_pair(cdp):
     said = cdp.explain(record, other)
     assert said["records"] == [record, other]
     assert said["weight"] == pytest.approx(sum(step["bits"] for step in said["steps"]))
+
+
+@pytest.mark.parametrize(
+    ("as_of", "message"),
+    [
+        (AS_OF.replace(tzinfo=None), "has no time zone"),
+        (AS_OF.date(), "has no time zone"),
+        (AS_OF + dt.timedelta(days=1), "after the published run's, 2026-07-01"),
+    ],
+)
+def test_an_instant_that_no_training_set_can_be_of_is_told(cdp, as_of, message):
+    for asked in (cdp.split, cdp.training_set, cdp.train):
+        with pytest.raises(ConfigError, match=message):
+            asked("purchase_30d", as_of)
 
 
 def test_a_model_without_champion_and_one_that_is_not_there_are_said(cdp):

@@ -63,15 +63,35 @@ class BgNbd:
     def purchases(
         self, x: np.ndarray, t_x: np.ndarray, age: np.ndarray, ahead: float
     ) -> np.ndarray:
-        """The expected number of purchases in the time `ahead`: equation (10) of the paper."""
+        """The expected number of purchases in the time `ahead`: equation (10) of the paper.
+
+        Where the equation overflows, as for hundreds of purchases within weeks, by quadrature.
+        """
+        import numpy as np
         from scipy.special import hyp2f1
 
         a = self.a if abs(self.a - 1) > 1e-6 else 1 + 1e-6  # the equation divides by a - 1
         r, b, since = self.r + x, self.b + x, self.alpha + age
         power = hyp2f1(r, b, a + b - 1, ahead / (since + ahead))
-        grown = (a + b - 1) / (a - 1) * (1 - (since / (since + ahead)) ** r * power)
+        with np.errstate(all="ignore"):
+            grown = (a + b - 1) / (a - 1) * (1 - (since / (since + ahead)) ** r * power)
+        lost = ~np.isfinite(grown)
+        if np.any(lost):
+            grown[lost] = _grown(a, b[lost], r[lost], ahead / since[lost])
         found: np.ndarray = self.alive(x, t_x, age) * grown
         return found
+
+
+def _grown(a: float, b: np.ndarray, r: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """The mean of (1 - (1 + p ratio)^-r) / p for p of a beta distribution (a, b)."""
+    import numpy as np
+    from scipy.special import betaincinv
+
+    points, weights = np.polynomial.legendre.leggauss(100)
+    p = np.maximum(betaincinv(a, b[:, None], (points + 1) / 2), 1e-300)
+    value = -np.expm1(-r[:, None] * np.log1p(p * ratio[:, None])) / p
+    found: np.ndarray = value @ weights / 2
+    return found
 
 
 @dataclass(frozen=True)

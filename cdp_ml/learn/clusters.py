@@ -325,6 +325,7 @@ def _judged(
 
     k, assigned = means.n_clusters, means.predict(sample)
     sizes = np.bincount(means.labels_, minlength=k)
+    means.labels_ = means.labels_[:0]  # a model holds nothing of single customers
     some = {"sample_size": min(2_000, len(sample)), "random_state": 1}
     return Candidate(
         k=k,

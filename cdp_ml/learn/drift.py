@@ -103,7 +103,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
     """The inner edges of up to ten bins of equal size; fewer where values repeat."""
     import numpy as np
 
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     if not len(known):
         return np.empty(0)
     found: np.ndarray = np.unique(np.quantile(known, np.arange(1, BINS) / BINS))

@@ -232,7 +232,8 @@ def join_logistic(
     """
     import numpy as np
 
-    x = x[:: 1 + len(x) // STEP_ROWS]
+    # The row of unknown values tells each tree what the regression takes for one.
+    x = np.vstack([x[:: 1 + len(x) // STEP_ROWS], np.full(x.shape[1], np.nan)])
     weights, level = logistic[-1].coef_[0], float(logistic[-1].intercept_[0])
     curves = share * weights * logistic[:-1].transform(x)
     moved = recalibrate(booster, 1 - share, share * level)
@@ -280,7 +281,7 @@ def fit_sigmoid(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def fit_logistic(x: np.ndarray, y: np.ndarray) -> Pipeline:
     """Fit a logistic regression: median for unknown values, log for skew, standardized, L2.
 
-    A feature without any value, or with one value only, gets no weight.
+    A feature without any value, or with one value only, gets no weight. Infinity is unknown.
     """
     import numpy as np
     from sklearn.impute import SimpleImputer
@@ -289,6 +290,7 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> Pipeline:
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     pipeline = make_pipeline(
+        FunctionTransformer(lambda v: np.where(np.isfinite(v), v, np.nan)),
         SimpleImputer(strategy="median", keep_empty_features=True),
         FunctionTransformer(lambda v: np.sign(v) * np.log1p(np.abs(v))),
         StandardScaler(),

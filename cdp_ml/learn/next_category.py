@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdp_ml.learn.next_category_candidates import Ranked
+from cdp_ml.learn.next_category_candidates import Ranked, joined
 from cdp_ml.learn.next_category_features import candidates
 from cdp_ml.learn.next_category_purchases import Purchases, item_names, purchases_before
 
@@ -43,6 +43,8 @@ DEFAULTS: Mapping[str, int | float | str] = {
 }
 """Parameters: of LightGBM, of TIFU-kNN (as published for Ta-Feng), and of what is looked at."""
 TOP = 10
+AT_ONCE = 20_000
+"""The candidates of so many customers are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def rank_items(
     p: Purchases, ranker: Ranker, top: int = TOP, chosen: np.ndarray | None = None
 ) -> Ranked:
     """The items that each customer most probably buys next; `score` is the probability."""
+    import numpy as np
+
+    every = np.arange(p.customers) if chosen is None else chosen
+    groups = np.split(every, range(AT_ONCE, len(every), AT_ONCE))
+    return joined([_rank_group(p, ranker, top, group) for group in groups])
+
+
+def _rank_group(p: Purchases, ranker: Ranker, top: int, chosen: np.ndarray) -> Ranked:
     import numpy as np
 
     found, x = candidates(p, ranker.parameters, chosen)

@@ -181,20 +181,24 @@ def promote(settings: Settings, name: str, version: int) -> None:
         NotPromotedError: if there is no such version.
     """
     with _quiet():
-        from mlflow.exceptions import MlflowException
-
         client = _client(settings)
-        try:
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-        except MlflowException:
-            raise NotPromotedError(
-                f"model '{name}' has no version {version}; 'cdp-ml ui' shows those there are"
-            ) from None
-        former = _champions(client, name)
-        if former[-1:] != [version]:
-            client.set_registered_model_tag(name, _CHAMPIONS, json.dumps([*former, version]))
-        if _version_by_alias(client, name, CHALLENGER) == version:
-            client.delete_registered_model_alias(name, CHALLENGER)
+        _crown(client, name, version, _champions(client, name))
+
+
+def _crown(client: MlflowClient, name: str, version: int, former: list[int]) -> None:
+    """Give a version the alias `champion`, and note it after the former ones."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, CHAMPION, str(version))
+    except MlflowException:
+        raise NotPromotedError(
+            f"model '{name}' has no version {version}; 'cdp-ml ui' shows those there are"
+        ) from None
+    noted = former if former[-1:] == [version] else [*former, version]
+    client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(noted))
+    if _version_by_alias(client, name, CHALLENGER) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
 
 
 def rollback(settings: Settings, name: str) -> int:
@@ -208,15 +212,16 @@ def rollback(settings: Settings, name: str) -> int:
     """
     with _quiet():
         client = _client(settings)
+        present = _version_by_alias(client, name, CHAMPION)
         former = _champions(client, name)
-        if len(former) < 2:
+        former = former[:-1] if former[-1:] == [present] else former
+        if not former:
             raise NotPromotedError(
                 f"model '{name}' had no champion before the present one; "
                 f"'cdp-ml promote {name} VERSION' chooses another"
             )
-        client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(former[:-1]))
-    promote(settings, name, former[-2])
-    return former[-2]
+        _crown(client, name, former[-1], former)
+    return former[-1]
 
 
 def _champions(client: MlflowClient, name: str) -> list[int]:
@@ -278,6 +283,7 @@ def load_model(settings: Settings, name: str, version: int) -> Predictor:
         from mlflow.models import Model
 
         described = Model.load(str(folder)).metadata or {}
+    until = described.get("learned_until")
     return Predictor(
         name=name,
         version=version,
@@ -286,7 +292,31 @@ def load_model(settings: Settings, name: str, version: int) -> Predictor:
         model=_load_estimator(folder, described),
         clusters=tuple(described["clusters"]),
         profile=described.get("profile", {}),
+        learned_until=datetime.fromisoformat(until) if until else None,
+        question=described.get("question"),
     )
+
+
+def load_champion(settings: Settings, spec: ModelSpec, version: int | None) -> Predictor | None:
+    """A model's present champion; none, and a warning, if it cannot be used any more.
+
+    That is, if its files are gone, or it predicts something else than the specification now asks.
+    """
+    if version is None:
+        return None
+    try:
+        champion = load_model(settings, spec.name, version)
+    except NotPromotedError as error:
+        log.warning("%s", error)
+        return None
+    if not champion.answers(spec):
+        log.warning(
+            "model '%s': version %d predicts something else than models/%s.yaml now asks for: it "
+            "is neither served nor compared with",
+            *(spec.name, version, spec.name),
+        )
+        return None
+    return champion
 
 
 def _load_estimator(folder: Path, described: Mapping[str, Any]) -> Any:
@@ -321,7 +351,7 @@ def _model_folder(settings: Settings, name: str, version: int) -> Path:
     except (MlflowException, OSError):
         raise NotPromotedError(
             f"model '{name}' version {version} cannot be loaded from {_folder(settings)}; "
-            "'cdp-ml refresh' trains it"
+            f"'cdp-ml refresh --force' or 'cdp-ml rollback {name}' mends that"
         ) from None
 
 
@@ -488,6 +518,8 @@ def _log_model(trained: Trained) -> str:
             "features": list(predictor.features),
             "clusters": list(predictor.clusters),
             "profile": dict(trained.profile),
+            "question": trained.spec.question(),
+            "learned_until": (trained.split.train[-1] + trained.split.horizon).isoformat(),
         },
     }
     if predictor.task == "clustering":

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from cdp_ml.config import ModelSpec
+
 
 BLOCK = 6144
 """So many rows are scored at a time: their matrix stays in the cache between copy and trees.
@@ -45,7 +47,9 @@ class Predictor:
     `model` is a LightGBM booster for propensities, a `cdp_ml.learn.value.ValueModel` for values, a
     `cdp_ml.learn.uplift.UpliftModel`, a `cdp_ml.learn.next_category.Ranker`, or a scikit-learn
     pipeline that ends in k-means for clusterings, of which `clusters` names the clusters by number.
-    `profile` is what `cdp_ml.learn.drift` compares later customers with.
+    `profile` is what `cdp_ml.learn.drift` compares later customers with. `learned_until` is when
+    the last label window that it was trained on closed, `question` its specification's; None of
+    models registered without.
     """
 
     name: str
@@ -55,6 +59,13 @@ class Predictor:
     model: Any
     clusters: tuple[str, ...] = ()
     profile: Mapping[str, Any] = field(default_factory=dict)
+    learned_until: datetime | None = None
+    question: str | None = None
+
+    def answers(self, spec: ModelSpec) -> bool:
+        """Whether it predicts what a specification, perhaps changed since, asks for."""
+        same = self.question is None or self.question == spec.question()
+        return same and self.task == spec.task
 
     @property
     def booster(self) -> lgb.Booster:

@@ -6,6 +6,7 @@ so that its metrics describe what is served.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 
+log = logging.getLogger(__name__)
 YEAR = timedelta(days=330)
 """Instants that span so much cover the seasons: the rest lies between two snapshots."""
 EXPLAINED = 500
@@ -143,7 +145,7 @@ def _train_supervised(
     score = predictor.predict(test)
     rivals = _rivals(spec, features, matrix(test, features), logistic)
     judge = judge_value if spec.task == "value" else judge_propensity
-    theirs = _champion_scores(champion, test)
+    theirs = _champion_scores(champion, test, split)
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
     seasonal = _seasonal(past, features)  # differ they must: that is no drift
     profiled = profile(past, tuple(f for f in features if f not in seasonal), score)
@@ -184,8 +186,11 @@ def _fitted(
     params, objective = choice.parameters, OBJECTIVES[spec.task]
     booster = estimators.fit_lightgbm(*train, features, params, objective)
     if logistic is None:
+        # All orders tell nothing of the level of what is spent on some.
+        narrow = spec.label.category or spec.label.product
         ahead = spec.label.within_days
-        return ValueModel(booster, features, baselines.expectation_at(newest, features, ahead))
+        expected = None if narrow else baselines.expectation_at(newest, features, ahead)
+        return ValueModel(booster, features, expected)
     if params["logistic_share"]:
         booster = estimators.join_logistic(booster, logistic, train[0], params["logistic_share"])
     return estimators.recalibrate(booster, *choice.sigmoid) if choice.sigmoid else booster
@@ -394,8 +399,22 @@ def _typical(x: np.ndarray, features: tuple[str, ...]) -> dict[str, float]:
     return dict(zip(features, medians, strict=True))
 
 
-def _champion_scores(champion: Predictor | None, test: pa.Table) -> np.ndarray | None:
-    """The champion's scores of the test rows; none if it needs features that are gone."""
+def _champion_scores(
+    champion: Predictor | None, test: pa.Table, split: TimeSplit
+) -> np.ndarray | None:
+    """The champion's scores of the test rows; none if it needs features that are gone.
+
+    Nor if it knows what came after the test instant, as where `as_of` went back: it would win by
+    that.
+    """
     if champion is None or not set(champion.features) <= set(test.column_names):
+        return None
+    if champion.learned_until and champion.learned_until > split.test:
+        log.warning(
+            "model '%s': not compared with version %d, which was trained on outcomes until %s, "
+            "after the test instant %s",
+            *(champion.name, champion.version),
+            *(f"{when:%Y-%m-%d}" for when in (champion.learned_until, split.test)),
+        )
         return None
     return champion.predict(test)

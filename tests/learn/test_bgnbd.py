@@ -7,7 +7,7 @@ from scipy.special import gammaln
 
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn import bgnbd
-from cdp_ml.learn.bgnbd import BgNbd, GammaGamma, fit_bgnbd, fit_gamma_gamma
+from cdp_ml.learn.bgnbd import BgNbd, GammaGamma, _grown, fit_bgnbd, fit_gamma_gamma
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,20 @@ def test_expectations_are_consistent(r, alpha, a, b):
         chance, number = (f(x, t_x, age, ahead) for f in (model.buys, model.purchases))
         assert np.all((chance >= 0) & (chance <= 1))
         assert np.all(number >= chance - 1e-6)  # at least one is expected where one is certain
+
+
+def test_who_bought_hundreds_of_times_within_weeks_is_expected_to_buy_a_finite_number():
+    """The paper's equation overflows here; both ways agree where it does not."""
+    model = BgNbd(0.5, 15, 0.6, 2.5)
+    x, ahead = np.array([3.0, 200, 400, 5_000]), 20
+    found = model.purchases(x, np.full(4, 20.0), np.full(4, 20.0), ahead)
+    assert np.all(np.isfinite(found))
+    assert np.all(np.diff(found) > 0)
+    assert np.all(found < 2 * x * ahead / 20)
+    by_equation = model.purchases(x[:2], np.full(2, 20.0), np.full(2, 20.0), ahead)
+    r, b, ratio = model.r + x[:2], model.b + x[:2], np.full(2, ahead / 35)
+    by_quadrature = _grown(model.a, b, r, ratio) * model.alive(x[:2], 20.0, np.full(2, 20.0))
+    np.testing.assert_allclose(by_quadrature, by_equation, rtol=1e-3)
 
 
 def test_the_gradients_are_those_of_the_losses():

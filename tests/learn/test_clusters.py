@@ -36,6 +36,10 @@ def test_the_groups_that_are_there_are_found(customers, chosen):
     assert all(len(group) == 1 for group in groups)
 
 
+def test_a_model_says_nothing_of_single_customers(chosen):
+    assert not len(chosen.pipeline[-1].labels_)
+
+
 def test_found_again_on_resampled_customers(chosen):
     assert chosen.stability.value > 0.95
     assert chosen.smallest_share == pytest.approx(1 / 3)

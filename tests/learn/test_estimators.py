@@ -116,6 +116,19 @@ def test_beyond_what_was_seen_the_regression_s_part_stays_level():
     assert joined.predict(far) == joined.predict(further)
 
 
+def test_what_was_known_of_all_is_taken_for_usual_once_it_is_unknown():
+    """As the regression does; the trees would read 0, which lies far outside here."""
+    random = np.random.default_rng(0)
+    x = np.column_stack([random.normal(1_000, 50, 2_000), random.normal(size=2_000)])
+    y = (random.random(2_000) < 1 / (1 + np.exp(-(x[:, 0] - 1_000) / 30))).astype(float)
+    booster = fit_lightgbm(x, y, ("a", "b"), parameters({"n_estimators": 20}, len(y), "here"))
+    logistic = fit_logistic(x, y)
+    joined = join_logistic(booster, logistic, x, 1.0)
+    unknown = np.array([[np.nan, 0.3], [np.nan, np.nan], [1_050.0, np.nan]])
+    expected = logistic.predict_proba(unknown)[:, 1]
+    np.testing.assert_allclose(joined.predict(unknown), expected, atol=0.03)
+
+
 def skewed_rows(n=2_000):
     """A skewed feature, one with gaps, one that says nothing, and one that is never known."""
     random = np.random.default_rng(0)
@@ -130,6 +143,14 @@ def skewed_rows(n=2_000):
 def trees_and_logistic(x, y):
     chosen = parameters({"n_estimators": 20}, len(y), "here")
     return fit_lightgbm(x, y, ("a", "b", "c", "d"), chosen), fit_logistic(x, y)
+
+
+def test_the_logistic_regression_takes_infinity_for_unknown():
+    x, y = some_rows()
+    x[::7, 0], unknown = np.inf, x.copy()
+    unknown[::7, 0] = np.nan
+    found, expected = (fit_logistic(v, y).predict_proba(v) for v in (x, unknown))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_logistic_regression_bears_unknown_and_constant_features():

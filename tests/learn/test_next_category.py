@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.learn import next_category
 from cdp_ml.learn.estimators import with_defaults
 from cdp_ml.learn.next_category import DEFAULTS, recommend
 from cdp_ml.learn.next_category_candidates import Ranked, rank_popular, rank_tifu, tifu_vectors
@@ -114,6 +115,12 @@ def test_who_bought_cushions_is_offered_covers_and_not_cushions_again(trial):
     assert rank["covers"] < min(rank["cushions"], rank["lamps"], rank["bulbs"])
     rank = {r["item"]: r["rank"] for r in found if r["customer_id"] == "other"}
     assert rank["bulbs"] < min(rank["cushions"], rank["lamps"], rank["covers"])
+
+
+def test_customers_ranked_some_after_the_others_get_the_same(trial, monkeypatch):
+    together = recommend(shop(), trial.ranker, AS_OF, 3)
+    monkeypatch.setattr(next_category, "AT_ONCE", 70)
+    assert recommend(shop(), trial.ranker, AS_OF, 3).equals(together)
 
 
 def test_what_is_bought_again_and_again_is_offered_again(trial):

@@ -2,14 +2,17 @@
 
 import datetime as dt
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from learn_cases import fitted
 
 from cdp_ml import steps
-from cdp_ml.config import IdentitySpec, Settings
+from cdp_ml.config import Engine, IdentitySpec, Settings, load_models
 from cdp_ml.contracts import arrow_schema
+from cdp_ml.engine import connect
+from cdp_ml.errors import NotPromotedError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, publish
 from cdp_ml.learn import registry
@@ -132,3 +135,38 @@ def test_scores_are_judged_once_their_windows_have_closed(settings, monkeypatch)
     assert asked == [old]
     assert found["realized_auc"] == 1.0
     assert found["realized_base_rate"] == 0.5
+    sooner = fitted().spec.label.model_copy(update={"within_days": 7})
+    changed = fitted().spec.model_copy(update={"label": sooner})
+    assert steps._realized(run, changed) == {}, "those scores were of another question"
+
+    def gone(*given):
+        raise NotPromotedError("no product is of 'cushions'")
+
+    monkeypatch.setattr(steps, "with_labels", gone)
+    assert steps._realized(run, fitted().spec) == {}, "no reason to stop the refresh"
+
+
+def test_a_champion_of_another_question_serves_no_more(settings):
+    """Not even where the new one cannot be trained, or people had chosen it."""
+    registry.promote(settings, NAME, 3)
+    run = run_of(settings, 1)
+    sooner = fitted().spec.label.model_copy(update={"within_days": 7})
+    run.models[NAME] = fitted().spec.model_copy(update={"label": sooner})
+    assert steps._train_model(run, run.models[NAME])["version"] is None
+
+
+def test_what_was_refused_is_tried_again_by_its_cadence(settings):
+    """Else chance would promote it some night; what had too little data is tried each time."""
+    run = run_of(settings, None)
+    assert not steps._is_fresh(run, NAME)
+    run.report("train")["models"][NAME]["metrics"] = {"auc": 0.6}
+    assert steps._is_fresh(run, NAME)
+
+
+def test_every_parameter_of_a_task_passes_the_check_before_the_refresh(tmp_path):
+    settings = Settings(home=tmp_path, sources={})
+    spec = load_models(settings)["purchase_30d"]
+    given = spec.model_copy(update={"estimator": {"logistic_share": 0}})
+    steps._check_models(
+        SimpleNamespace(settings=settings, models={"m": given}, con=connect(Engine()))
+    )

@@ -169,6 +169,36 @@ def test_the_newest_version_is_the_challenger_until_it_is_promoted(workspace, cl
         registry.rollback(workspace, "third")
 
 
+def test_rolling_back_begins_at_the_champion_there_is_and_undoes_nothing_if_it_fails(
+    workspace, client
+):
+    """Also one that was chosen on MLflow's own pages."""
+    from dataclasses import replace
+
+    other = replace(fitted(), spec=fitted().spec.model_copy(update={"name": "fourth"}))
+    for version in (1, 2, 3):
+        assert registry.log_run(workspace, other, {}, f"run-4-{version}") == version
+    for version in (1, 3):
+        registry.promote(workspace, "fourth", version)
+    client.set_registered_model_alias("fourth", "champion", "2")
+    assert registry.rollback(workspace, "fourth") == 3
+    client.delete_model_version("fourth", "1")
+    with pytest.raises(NotPromotedError, match="no version 1"):
+        registry.rollback(workspace, "fourth")
+    assert registry._champions(client, "fourth") == [1, 3]
+    assert registry.champion_version(workspace, "fourth") == 3
+
+
+def test_a_champion_that_predicts_something_else_is_none(workspace, version, caplog):
+    spec = fitted().spec
+    assert registry.load_champion(workspace, spec, version).version == version
+    longer = spec.label.model_copy(update={"within_days": 60})
+    assert registry.load_champion(workspace, spec.model_copy(update={"label": longer}), 1) is None
+    assert "predicts something else" in caplog.text
+    again = spec.model_copy(update={"task": "clustering"})
+    assert registry.load_champion(workspace, again, version) is None
+
+
 def test_every_candidate_is_a_child_of_the_training(client, version):
     run = client.get_model_version("purchase_30d", str(version)).run_id
     experiment = client.get_experiment_by_name("purchase_30d").experiment_id
@@ -240,7 +270,7 @@ def test_what_is_not_there_is_said(workspace, version):
     assert registry.champion_version(workspace, "nobody") is None
     with pytest.raises(NotPromotedError, match="no version 99"):
         registry.promote(workspace, "purchase_30d", 99)
-    with pytest.raises(NotPromotedError, match="'cdp-ml refresh' trains it"):
+    with pytest.raises(NotPromotedError, match="'cdp-ml refresh --force' or 'cdp-ml rollback"):
         registry.load_model(workspace, "purchase_30d", 99)
 
 
