@@ -526,12 +526,15 @@ def _is_fresh(run: Run, name: str) -> bool:
 
 
 def _kept_model(run: Run, name: str) -> dict[str, Any]:
-    """What the last training reported, with the version that was promoted by hand since."""
+    """What the last training reported, or the version that was promoted by hand since."""
     from cdp_ml.learn.registry import load_champion
 
     kept = dict(run.report("train")["models"][name])
     chosen = load_champion(run.settings, run.models[name], _promoted_by_hand(run, name))
-    return kept if chosen is None else {**kept, "version": chosen.version}
+    if chosen is None:
+        return kept
+    verdict = f"{name} {chosen.version} was promoted by hand; 'cdp-ml ui' shows its report."
+    return {**kept, "version": chosen.version, "metrics": {}, "verdict": verdict}
 
 
 def _promoted_by_hand(run: Run, name: str) -> int | None:
@@ -637,6 +640,7 @@ def _score_model(
 ) -> tuple[pa.Table, dict[str, float]]:
     """A model's rows of `scores`, and how they drift and what earlier ones were worth."""
     from cdp_ml.learn.drift import SCORE, Drift
+    from cdp_ml.learn.registry import log_monitoring
     from cdp_ml.learn.score import score_customers
 
     drift = Drift(predictor.profile)
@@ -645,7 +649,10 @@ def _score_model(
     if not scores.num_rows:
         return scores, {}
     drift.count(scores.select([SCORE]))
-    return scores, {"rows": scores.num_rows, **drift.metrics(), **_realized(run, spec)}
+    moved = drift.metrics()
+    shown = {name: value for name, value in moved.items() if "/" not in name}
+    log_monitoring(run.settings, spec.name, predictor.version, shown, run.as_of)
+    return scores, {"rows": scores.num_rows, **moved, **_realized(run, spec)}
 
 
 def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
@@ -664,7 +671,7 @@ def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
     Nothing, if they were given for another question than the specification asks by now.
     """
     from cdp_ml.learn.evaluate import realized_metrics
-    from cdp_ml.learn.registry import load_model, log_realized
+    from cdp_ml.learn.registry import load_model, log_monitoring
 
     if spec.task not in ("propensity", "value"):
         return {}
@@ -685,7 +692,7 @@ def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
         return {}
     outcome, score = (known[c].to_numpy() for c in ("label", "score"))
     found = realized_metrics(outcome, score, spec.task)
-    log_realized(run.settings, spec.name, version, found, instant)
+    log_monitoring(run.settings, spec.name, version, found, instant)
     return found
 
 
@@ -714,6 +721,11 @@ def _consenting(run: Run, members: list[Table]) -> Table:
     for spec in run.models.values():
         purposes |= {n: cut.consent for n, cut in spec.segments.items() if cut.consent}
     consents, crosswalk = run.read("consents"), run.read("crosswalk")
+    known = run.con.to_pyarrow(consents.select("purpose").distinct())["purpose"].to_pylist()
+    for segment, purpose in purposes.items():
+        if purpose not in known:
+            hint = nearest(purpose, known)
+            log.warning("segment '%s': nobody consents to '%s'; %s", segment, purpose, hint)
     allowed = {
         purpose: consented_customers(consents, crosswalk, purpose, run.as_of)
         for purpose in set(purposes.values())

@@ -104,16 +104,16 @@ def log_run(settings: Settings, trained: Trained, versions: Mapping[str, int], r
         return version
 
 
-def log_realized(
+def log_monitoring(
     settings: Settings, name: str, version: int, metrics: Mapping[str, float], as_of: datetime
 ) -> None:
-    """Add to a version's run what its scores turned out to be worth.
+    """Add to a version's run how its scores drift, or what they turned out to be worth.
 
     Args:
         settings: says where the workspace's data is.
         name: the model's name.
         version: the version that gave the scores.
-        metrics: such as realized_auc.
+        metrics: such as psi_score or realized_auc.
         as_of: the instant of the scores; its day is the step of MLflow's chart.
     """
     with _quiet():

@@ -213,10 +213,10 @@ def test_every_candidate_is_a_child_of_the_training(client, version):
 
 
 def test_what_scores_were_worth_is_added_to_the_run(workspace, client, version):
-    registry.log_realized(workspace, "purchase_30d", version, {"realized_auc": 0.7}, AS_OF)
+    registry.log_monitoring(workspace, "purchase_30d", version, {"realized_auc": 0.7}, AS_OF)
     run = client.get_model_version("purchase_30d", str(version)).run_id
     assert client.get_run(run).data.metrics["realized_auc"] == 0.7
-    registry.log_realized(workspace, "purchase_30d", 99, {"realized_auc": 0.7}, AS_OF)
+    registry.log_monitoring(workspace, "purchase_30d", 99, {"realized_auc": 0.7}, AS_OF)
 
 
 def test_a_loaded_value_model_predicts_as_the_trained_one_and_so_does_mlflow(workspace, client):

@@ -4,11 +4,14 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows, utc
 from hypothesis import given
 from hypothesis import strategies as st
+from learn_cases import propensity
 
+from cdp_ml import workspace
 from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
+from cdp_ml.lake import Lake
 from cdp_ml.learn.estimators import with_defaults
 from cdp_ml.learn.evaluate import Estimate, too_few_to_tell
 from cdp_ml.learn.uplift import DEFAULTS, KINDS, fit_models, load_uplift, save_uplift
@@ -271,3 +274,47 @@ def test_a_verdict_says_how_many_customers_would_show_a_faint_gain():
     evaluation = train_uplift(faint, QUICK, "spring").evaluation
     assert not evaluation.promoted
     assert "1,500 customers are too few to tell" in evaluation.verdict
+
+
+def test_who_bought_and_was_merged_for_it_stays_in_the_experiment(con, tmp_path):
+    """B was treated, then bought twice in shops: those records' customer, A, took her over."""
+    before, start, bought = utc(2026, 1, 1), utc(2026, 5, 1), utc(2026, 5, 10)
+    merged, lake = utc(2026, 5, 20), Lake(tmp_path)
+    names = ("source", "source_record_id", "customer_id", "valid_from", "valid_to")
+    links = [
+        ("web", "w1", "B", before, merged),
+        ("web", "w1", "A", merged, None),
+        ("web", "w2", "C", before, None),
+        ("pos", "p1", "A", bought, None),
+        ("pos", "p2", "A", bought, None),
+    ]
+    crosswalk = [dict(zip(names, link, strict=True), confidence=1.0) for link in links]
+    lake.write("crosswalk", rows("crosswalk", *crosswalk))
+    known = [
+        {
+            "identifier_type": source,
+            "identifier": record,
+            "source": source,
+            "source_record_id": record,
+            "event_timestamp": since,
+            "ingested_at": since,
+        }
+        for source, record, _, since, _ in links
+        if since != merged
+    ]
+    lake.write("identifiers", rows("identifiers", *known))
+    shown = {"event_timestamp": start, "ingested_at": start, "identifier_type": "web"}
+    exposures = [
+        {"campaign_id": "spring", "arm": "treatment", "identifier": record, **shown}
+        for record in ("w1", "w2")
+    ]
+    lake.write("exposures", rows("exposures", *exposures))
+    people = pa.table(
+        {
+            "customer_id": ["B", "C"],
+            "event_timestamp": pa.array([start] * 2, pa.timestamp("us", "UTC")),
+        }
+    )
+    spec = propensity(name="spring", task="uplift", campaign="spring")
+    found = workspace._of_campaign(lake, con, spec, people, utc(2026, 7, 1))
+    assert sorted(found["customer_id"].to_pylist()) == ["B", "C"]
