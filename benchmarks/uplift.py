@@ -1,13 +1,16 @@
 """Uplift models beside targeting by propensity and a rule of one feature.
 
-    python benchmarks/uplift.py [--people N]
+    python benchmarks/uplift.py [--people N | --null N]
 
 On Hillstrom's e-mail challenge (in the folder CDP_SHARED_DATA, or else shared/data beside the
 checkout): who visits the shop within two weeks because of the e-mail for women, or for men. Each
 customer is scored by models that have not seen her, in twice five folds. Then on a synthetic world
 of N people, whose true effects are known: the correlation of estimated and true uplift.
 
-Prints Markdown tables with 95% bootstrap intervals over customers. *Qini* is normalized by that of
+With --null instead: how often the gate promotes a model of N campaigns of 3,000 customers that have
+no effect on anybody.
+
+Prints Markdown tables with bootstrap intervals over customers. *Qini* is normalized by that of
 a perfect ranking, *AUUC* by the number of customers; *lead* is the Qini above that of targeting by
 propensity on the same draws.
 """
@@ -108,10 +111,31 @@ def show(title: str, trial: Trial) -> None:
           f"{metrics['balance_auc']}.", flush=True)  # fmt: skip
 
 
+def show_null(campaigns: int) -> None:
+    """Print how often intervals lie above 0 and models are promoted without any effect."""
+    above = {"Qini above 0": 0, "lead over propensity above 0": 0, "promoted": 0}
+    for seed in range(campaigns):
+        random = np.random.default_rng(seed)
+        x, treated = random.normal(size=(3_000, 6)), random.integers(0, 2, 3_000).astype(float)
+        y = (random.random(3_000) < 1 / (1 + np.exp(1.2 - x[:, 0]))).astype(float)
+        found = train_uplift(Experiment(x, treated, y, tuple("abcdef")), {}, "null").evaluation
+        above["Qini above 0"] += found.metrics["qini"].low > 0
+        above["lead over propensity above 0"] += found.metrics["qini_lead_over_propensity"].low > 0
+        above["promoted"] += found.promoted
+    print(f"| of {campaigns} campaigns without effect | |\n|---|---:|")
+    for what, number in above.items():
+        print(f"| {what} | {number} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--people", type=int, default=50_000)
-    people = parser.parse_args().people
+    parser.add_argument("--null", type=int)
+    asked = parser.parse_args()
+    if asked.null:
+        show_null(asked.null)
+        return
+    people = asked.people
     for arm in ("Womens E-Mail", "Mens E-Mail"):
         show(arm, train_uplift(hillstrom(arm), {}, arm.lower()))
     show_truth(people)

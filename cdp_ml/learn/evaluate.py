@@ -539,9 +539,9 @@ def bootstrap_weights(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(random.integers(0, rows, rows), minlength=rows).astype(float)
 
 
-def interval(value: float, drawn: Sequence[float] | np.ndarray) -> Estimate:
-    """A metric with its 95% percentile interval over the draws."""
+def interval(value: float, drawn: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
+    """A metric with its percentile interval over the draws."""
     import numpy as np
 
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(value), float(low), float(high))

@@ -7,7 +7,7 @@ difference between the arms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from cdp_ml.learn.uplift_metrics import (
     average_effect,
     curve_table,
     decile_table,
+    qini,
     uplift_metrics,
 )
 
@@ -51,8 +52,8 @@ def train_uplift(
     feature, chosen within the folds as well. What is returned is fitted on all customers, by the
     learner that the cross-fitting was about.
 
-    It is promoted if chance decided who was treated (`check_randomized`), the 95% interval of its
-    Qini coefficient is above 0, and so is that of its lead over targeting by propensity (paired
+    It is promoted if chance decided who was treated (`check_randomized`), the interval of its Qini
+    coefficient is above 0, and so is that of its lead over targeting by propensity (paired
     bootstrap). Where the rule meets this too and the best learner's lead over it is not clear of
     0, the rule is promoted instead: it says the same in a sentence.
 
@@ -70,7 +71,9 @@ def train_uplift(
     with limited_threads(experiment.x):
         scores = cross_fit(experiment, params)
         balance = check_randomized(experiment, int(params["seed"]))
-        kind, evaluation = judge_uplift(name, experiment, scores, balance)
+        learner, out_of_fold = choose_learner(experiment, scores, params)
+        compared = {**scores, learner: out_of_fold}
+        kind, evaluation = judge_uplift(name, experiment, compared, learner, balance)
         model = fit_models(experiment, params, [kind])[kind]
     if kind == "rule":
         evaluation = replace(evaluation, verdict=f"{evaluation.verdict} The rule: {model}.")
@@ -111,22 +114,55 @@ def _folds(
     yield from folds.split(e.x, 2 * e.treated + e.y)
 
 
+def choose_learner(
+    experiment: Experiment,
+    scores: Mapping[str, np.ndarray],
+    params: Mapping[str, int | float | str],
+) -> tuple[str, np.ndarray]:
+    """The learner with the best Qini, and scores that owe nothing to that choice.
+
+    Returns:
+        Its name; and repeats x customers, in each fold the scores of the learner that did best on
+        the other folds: what the choice of a best one is worth.
+    """
+    import numpy as np
+
+    def best(rows: np.ndarray, repeats: Sequence[int]) -> str:
+        y, treated = experiment.y[rows], experiment.treated[rows]
+
+        def worth(kind: str) -> float:
+            return sum(qini(y, treated, scores[kind][repeat, rows]) for repeat in repeats)
+
+        return max((kind for kind in scores if kind in LEARNERS), key=worth)
+
+    every, repeats = np.arange(len(experiment.y)), range(int(params["repeats"]))
+    found = np.empty((len(repeats), len(every)))
+    for repeat in repeats:
+        for fit, held in _folds(experiment, params, repeat):
+            found[repeat, held] = scores[best(fit, [repeat])][repeat, held]
+    return best(every, repeats), found
+
+
 def judge_uplift(
-    name: str, experiment: Experiment, scores: Mapping[str, np.ndarray], balance: Balance
+    name: str,
+    experiment: Experiment,
+    scores: Mapping[str, np.ndarray],
+    learner: str,
+    balance: Balance,
 ) -> tuple[str, Evaluation]:
     """Decide which model may be served, if any; the rules stand in `train_uplift`.
 
     Args:
         name: the model's name.
         experiment: the campaign.
-        scores: as from `cross_fit`.
+        scores: as from `cross_fit`, of the learner as from `choose_learner`.
+        learner: the one that may be served.
         balance: as from `check_randomized`.
 
     Returns:
         The kind that the evaluation is about: the one promoted, or else the best learner.
     """
     found = uplift_metrics(experiment.y, experiment.treated, scores)
-    learner = max((k for k in scores if k in LEARNERS), key=lambda k: found[f"{k}/qini"].value)
     chosen = _simplest(found, learner)
     refusal = _refusal(found, chosen, balance, len(experiment.y))
     if refusal:

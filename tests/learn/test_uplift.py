@@ -227,7 +227,7 @@ def test_too_little_to_learn_from_is_refused(experiment, said):
 
 
 def test_unknown_features_and_values_are_borne():
-    experiment = campaign(members_gain, rows=3_000, seed=2)
+    experiment = campaign(members_gain, seed=2)
     experiment.x[:, 2] = np.nan
     experiment.x[::5, 1] = np.nan
     assert train_uplift(experiment, QUICK, "spring").model.parts["feature"] == "member"
