@@ -16,8 +16,8 @@ METRICS = ("qini", "auuc", "uplift_top_decile")
 LED = ("propensity", "rule")
 """Over whom the lead of each other score is measured."""
 DRAWS, LEVEL = 600, 0.99
-"""Cross-fitted scores differ from draw to draw too, but are held fixed: where there is no effect,
-intervals of 99% miss 0 as often as those of 95% should (`benchmarks/uplift.py --null`)."""
+"""Cross-fitted scores differ from draw to draw too, but are held fixed: so wide, intervals let 2%
+of campaigns without effect promote a model (`benchmarks/uplift.py --null 240`)."""
 SEED = 1
 
 
