@@ -313,7 +313,9 @@ def load_champion(settings: Settings, spec: ModelSpec, version: int | None) -> P
         log.warning(
             "model '%s': version %d predicts something else than models/%s.yaml now asks for: it "
             "is neither served nor compared with",
-            *(spec.name, version, spec.name),
+            spec.name,
+            version,
+            spec.name,
         )
         return None
     return champion

@@ -413,8 +413,10 @@ def _champion_scores(
         log.warning(
             "model '%s': not compared with version %d, which was trained on outcomes until %s, "
             "after the test instant %s",
-            *(champion.name, champion.version),
-            *(f"{when:%Y-%m-%d}" for when in (champion.learned_until, split.test)),
+            champion.name,
+            champion.version,
+            champion.learned_until.date(),
+            split.test.date(),
         )
         return None
     return champion.predict(test)
