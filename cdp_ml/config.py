@@ -346,7 +346,7 @@ class ModelSpec(Spec):
 
     def question(self) -> str:
         """What it predicts, in words that are the same for the same question."""
-        asked = {"task", "label", "campaign", "treatment", "item"}
+        asked = {"task", "label", "treatment", "item"}
         return self.model_dump_json(include=asked)
 
     @model_validator(mode="after")

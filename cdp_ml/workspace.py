@@ -176,7 +176,8 @@ class Workspace:
 
         Returns:
             customer_id, event_timestamp, the model's features, and label (propensities); for
-            uplift also arm; for next_category the order lines instead.
+            uplift also arm; for next_category the order lines of each window instead, with as_of,
+            the instant at which the window begins.
 
         Raises:
             ConfigError: if there is no such model.
@@ -663,10 +664,10 @@ def training_frame(
 
     Returns:
         customer_id, event_timestamp, the features, and label (all tasks but clustering); for uplift
-        also `arm`, of those in the campaign. For next_category the lines of `purchase_lines`.
+        also `arm`, of those in the campaign. For next_category the lines of `purchase_windows`.
     """
     if spec.task == "next_category":
-        return purchase_lines(lake, con, spec, split.as_of)
+        return purchase_windows(lake, con, spec, split)
     rows = eligible_features(settings, lake, con, spec, split.instants)
     if spec.task == "clustering":
         return rows
@@ -686,6 +687,33 @@ def purchase_lines(lake: Lake, con: SQLBackend, spec: ModelSpec, as_of: datetime
     orders = _keyed(lake, con, "transactions", as_of)
     lines = order_lines(orders, lake.read("products", con), spec.item)
     return con.to_pyarrow(lines.order_by(lines.columns))
+
+
+def purchase_windows(lake: Lake, con: SQLBackend, spec: ModelSpec, split: TimeSplit) -> pa.Table:
+    """What customers had bought at each instant, and what they bought within the horizon from it.
+
+    Returns:
+        as_of (the instant) and the columns of `purchase_lines`: lines before the instant as was
+        known then, with the customer who was then known to be behind each; lines from it on as
+        outcomes are known (`training_frame`).
+    """
+    import pyarrow as pa
+
+    from cdp_ml.learn.next_category_purchases import order_lines
+
+    products, crosswalk = lake.read("products", con), lake.read("crosswalk", con)
+    known = _keyed(lake, con, "transactions", split.as_of)
+    known = _under_former_ids(known, crosswalk, split.as_of)
+
+    def window(instant: datetime) -> pa.Table:
+        at, past = known.event_timestamp, _keyed(lake, con, "transactions", instant)
+        ahead = known.filter(at >= instant, at < instant + split.horizon)
+        lines = order_lines(past.union(ahead.select(past.columns)), products, spec.item)
+        found = con.to_pyarrow(lines.order_by(lines.columns))
+        stamp = pa.repeat(pa.scalar(instant, pa.timestamp("us", "UTC")), found.num_rows)
+        return found.add_column(0, "as_of", stamp)
+
+    return pa.concat_tables([window(instant) for instant in split.instants])
 
 
 def _of_campaign(

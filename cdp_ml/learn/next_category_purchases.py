@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
     from scipy.sparse import csr_matrix
 
-_LINE = ("customer_id", "order_id", "event_timestamp")
+LINE = ("customer_id", "order_id", "event_timestamp", "item")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def order_lines(transactions: Table, products: Table, by: str) -> Table:
         by: `category` or `product`.
 
     Returns:
-        customer_id, order_id, event_timestamp, item.
+        The columns of `LINE`.
     """
     bought = transactions.filter(transactions.quantity > 0)
     if by == "category":
         known = products.select("product_id", item="category")
-        return bought.join(known, "product_id").select(*_LINE, "item")
-    return bought.select(*_LINE, item="product_id")
+        return bought.join(known, "product_id").select(*LINE)
+    return bought.rename(item="product_id").select(*LINE)
 
 
 def item_names(lines: pa.Table, as_of: datetime) -> pa.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import NotPromotedError
@@ -27,8 +26,12 @@ from cdp_ml.learn.next_category_purchases import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
     import numpy as np
     import pyarrow as pa
+
+    from cdp_ml.learn.datasets import TimeSplit
 
 _NOT_TREES = ("neighbors", "group", "decay_within", "decay_between", "own_share", "candidates",
               "within_days", "windows")  # fmt: skip
@@ -58,35 +61,41 @@ class Trial:
 
 
 def train_next(
-    lines: pa.Table, as_of: datetime, given: Mapping[str, int | float | str], name: str
+    lines: pa.Table,
+    split: TimeSplit,
+    given: Mapping[str, int | float | str],
+    name: str,
+    champion: Ranker | None = None,
 ) -> Trial:
-    """Train on `windows` of `within_days`, and judge on a later one, the last before `as_of`.
+    """Train on the windows of the training instants, and judge on that of the test.
 
     In each window those are looked at who had bought before it and bought in it; windows in which
     they are too few are left out.
 
     Args:
-        lines: as for `next_category.recommend`.
-        as_of: the instant of the training, UTC.
+        lines: as_of, and the columns that `next_category.recommend` takes: for each instant what
+            had been bought before it, and what was bought within the horizon from it.
+        split: the instants.
         given: the model's `estimator`, over `DEFAULTS`.
         name: the model's name, for messages.
+        champion: the present champion, to compare with on the same test.
 
     Raises:
         ConfigError: if a parameter is unknown or no number.
         NotPromotedError: if too few customers bought something in a window.
     """
     params = with_defaults(given, DEFAULTS, estimator_of(name))
-    names = item_names(lines, as_of)
-    test, *earlier = _windows(lines, as_of, params, names)
+    names = item_names(lines, split.as_of)
+    *earlier, test = (_window(lines, at, split.horizon, names) for at in split.instants)
     known = [one for one in earlier if len(_buyers(one)) >= FEWEST]
-    ranker = fit_ranker(known or earlier[:1], given, name)
+    ranker = fit_ranker(known or earlier[-1:], given, name)
     rows = {
         "train_customers": sum(len(_buyers(one)) for one in known),
         "test_customers": len(_buyers(test)),
         "train_windows": len(known),
         "items": len(names),
     }
-    evaluation = judge_next(*test, ranker, name, _list_length(names))
+    evaluation = judge_next(*test, ranker, name, _list_length(names), champion)
     return Trial(ranker, evaluation, rows, _sample(test, params))
 
 
@@ -123,14 +132,20 @@ def fit_ranker(
 
 
 def judge_next(
-    p: Purchases, future: np.ndarray, ranker: Ranker, name: str, top: int = TOP
+    p: Purchases,
+    future: np.ndarray,
+    ranker: Ranker,
+    name: str,
+    top: int = TOP,
+    champion: Ranker | None = None,
 ) -> Evaluation:
     """Judge recommendations by what customers bought next, beside baselines.
 
     Recall is the share of what a customer bought that is among her `top` items, NDCG also counts
     their ranks; means over the customers who bought something, with 95% bootstrap intervals over
     them. The ranking is promoted if its recall exceeds that of the best baseline with the interval
-    of the difference above 0 (paired bootstrap).
+    of the difference above 0 (paired bootstrap), and that of its gain over the champion does not
+    reach below 0.
 
     Args:
         p: purchases before an instant.
@@ -138,6 +153,7 @@ def judge_next(
         ranker: trained on an earlier instant.
         name: the model's name.
         top: items a customer.
+        champion: the present champion, trained on earlier instants too, if there is one.
 
     Raises:
         NotPromotedError: if fewer than `FEWEST` customers bought something.
@@ -147,25 +163,39 @@ def judge_next(
     _check_enough((p, future), name, "test")
     buyers = _buyers((p, future))
     lists = {
-        "model": rank_items(p, ranker, top, buyers),
-        "global_top": rank_popular(p, top, own=0.0),
-        "personal_top": rank_popular(p, top, all_=0.0),
-        "personal_then_global": rank_popular(p, top),
-        "tifu_knn": rank_tifu(p, ranker.parameters, top, buyers),
+        "": rank_items(p, ranker, top, buyers),
+        "baseline_global_top/": rank_popular(p, top, own=0.0),
+        "baseline_personal_top/": rank_popular(p, top, all_=0.0),
+        "baseline_personal_then_global/": rank_popular(p, top),
+        "baseline_tifu_knn/": rank_tifu(p, ranker.parameters, top, buyers),
     }
+    if champion is not None:
+        lists["champion/"] = rank_items(p, champion, top, buyers)
     means = _bootstrap(np.stack([hits(p, one, future, top) for one in lists.values()]))
     recall, ndcg = (dict(zip(lists, part, strict=True)) for part in means)
-    rival = max((kind for kind in lists if kind != "model"), key=lambda kind: recall[kind][0])
-    lead = _estimate(recall["model"] - recall[rival])
-    metrics = {**_metrics(recall, ndcg, top), "recall_gain": lead}
-    said = (
-        f"recall@{top} {metrics[f'recall_at_{top}']}, of the best baseline ({rival}) "
-        f"{metrics[f'baseline_{rival}/recall_at_{top}']}, lead {lead}"
+    return _judged(name, _metrics(recall, ndcg, top), top, len(buyers))
+
+
+def _judged(name: str, metrics: dict[str, Estimate], top: int, buyers: int) -> Evaluation:
+    """The evaluation by these metrics; its own gain is over the best baseline."""
+    recall = f"recall_at_{top}"
+    rivals = [n.removesuffix("_gain") for n in metrics if n.endswith(f"/{recall}_gain")]
+    best = max((r for r in rivals if r != f"champion/{recall}"), key=lambda r: metrics[r].value)
+    lead = metrics[f"{recall}_gain"] = metrics[f"{best}_gain"]
+    kind = best.removeprefix("baseline_").removesuffix(f"/{recall}")
+    compared = (
+        f"recall@{top} {metrics[recall]}, of the best baseline ({kind}) {metrics[best]}, "
+        f"lead {lead}"
     )
-    if lead.low > 0:
-        return Evaluation(metrics, {}, True, f"{name} is promoted: {said}.")
-    said += f"; the lead's interval must be above 0{too_few_to_tell(lead, len(buyers))}"
-    return Evaluation(metrics, {}, False, f"{name} is not promoted: {said}.")
+    gain, needed = metrics.get(f"champion/{recall}_gain"), ""
+    if lead.low <= 0:
+        needed = f"the lead's interval must be above 0{too_few_to_tell(lead, buyers)}"
+    elif gain is not None:
+        compared += f"; gain over the champion on the same customers {gain}"
+        needed = "" if gain.low >= 0 else "its interval must not reach below 0"
+    if needed:
+        return Evaluation(metrics, {}, False, f"{name} is not promoted: {compared}; {needed}.")
+    return Evaluation(metrics, {}, True, f"{name} is promoted: {compared}.")
 
 
 def hits(p: Purchases, ranked: Ranked, future: np.ndarray, top: int) -> np.ndarray:
@@ -183,17 +213,13 @@ def hits(p: Purchases, ranked: Ranked, future: np.ndarray, top: int) -> np.ndarr
     return np.column_stack([found[buyers] / size[buyers], gain[buyers] / ideal])
 
 
-def _windows(
-    lines: pa.Table, as_of: datetime, params: Mapping[str, Any], names: pa.Array
-) -> list[Window]:
-    """The windows before an instant, from the last back: one to test, and `windows` to train."""
-    length = timedelta(days=float(params["within_days"]))
-    found = []
-    for back in range(1, int(params["windows"]) + 2):
-        start = as_of - back * length
-        p, customers = purchases_before(lines, start, names)
-        found.append((p, bought_between(lines, start, start + length, customers, names)))
-    return found
+def _window(lines: pa.Table, start: datetime, length: timedelta, names: pa.Array) -> Window:
+    """What had been bought at an instant, and what was bought from then on, as in `train_next`."""
+    import pyarrow.compute as pc
+
+    seen = lines.filter(pc.equal(lines["as_of"], start))
+    p, customers = purchases_before(seen, start, names)
+    return p, bought_between(seen, start, start + length, customers, names)
 
 
 def _buyers(window: Window) -> np.ndarray:
@@ -230,11 +256,13 @@ def _list_length(names: pa.Array) -> int:
 def _metrics(
     recall: Mapping[str, np.ndarray], ndcg: Mapping[str, np.ndarray], top: int
 ) -> dict[str, Estimate]:
+    """By prefix of the names recall and NDCG, and how much more the model, "", recalls."""
     found = {}
-    for kind in recall:
-        prefix = "" if kind == "model" else f"baseline_{kind}/"
-        found[f"{prefix}recall_at_{top}"] = _estimate(recall[kind])
-        found[f"{prefix}ndcg_at_{top}"] = _estimate(ndcg[kind])
+    for prefix, drawn in recall.items():
+        found[f"{prefix}recall_at_{top}"] = _estimate(drawn)
+        found[f"{prefix}ndcg_at_{top}"] = _estimate(ndcg[prefix])
+        if prefix:
+            found[f"{prefix}recall_at_{top}_gain"] = _estimate(recall[""] - drawn)
     return found
 
 

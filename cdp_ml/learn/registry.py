@@ -520,8 +520,8 @@ def _log_model(trained: Trained) -> str:
             "features": list(predictor.features),
             "clusters": list(predictor.clusters),
             "profile": dict(trained.profile),
-            "question": trained.spec.question(),
-            "learned_until": (trained.split.train[-1] + trained.split.horizon).isoformat(),
+            "question": predictor.question,
+            "learned_until": predictor.learned_until and predictor.learned_until.isoformat(),
         },
     }
     if predictor.task == "clustering":

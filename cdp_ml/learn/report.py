@@ -36,9 +36,7 @@ _CSS = (
 )
 _LABELS = {
     "auc": "AUC",
-    "auc_gain": "AUC above the baseline",
     "gini": "Gini, normalized",
-    "gini_gain": "Gini above the baseline",
     "bias": "predicted over actual spend",
     "decile_mape": "decile MAPE",
     "mae": "mean absolute error",
@@ -90,12 +88,16 @@ _EXPLAINED = {
 _MAIN = ("auc", "gini", "qini", "recall_at_", "stability")
 """How the names of the metrics begin by which models of each task are ranked."""
 _TELLING = (
-    *("auc_gain", "gini_gain", "recall_gain", "log_loss", "ece", "bias", "decile_mape"),
+    *("log_loss", "ece", "bias", "decile_mape"),
     *("average_effect", "silhouette", "smallest_share", "clusters"),
 )
 _ABOUT_ECE = (
     "Draws with repetition are less even than the customers themselves: the interval of the "
     "expected calibration error lies high."
+)
+_ABOUT_UPLIFT = (
+    "Intervals are of 95%, but of 99% of Qini, AUUC, top decile and leads: scores from "
+    "cross-fitting are less certain than a bootstrap of the customers shows."
 )
 _DRAWN_ONLY = ("qini",)
 """Tables with too many lines to be read: they have a plot, and a CSV."""
@@ -120,7 +122,7 @@ def write_report(trained: Trained, folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     (folder / "model_card.md").write_text(model_card(trained), encoding="utf-8")
     (folder / "report.html").write_text(_page(trained, folder / "plots"), encoding="utf-8")
-    if "champion" in trained.scores:
+    if any(name.startswith("champion/") for name in trained.evaluation.metrics):
         (folder / "champion.md").write_text(comparison(trained), encoding="utf-8")
 
 
@@ -130,7 +132,9 @@ def comparison(trained: Trained) -> str:
     Args:
         trained: a model that was compared with a champion.
     """
-    found, test = trained.evaluation.metrics, trained.split.test
+    found, split = trained.evaluation.metrics, trained.split
+    level = "99%" if trained.spec.task == "uplift" else "95%"
+    tested = trained.rows[_TESTED.get(trained.spec.task, "test_rows")]
     lines = ["| metric | challenger | champion | gain |", "|---|---:|---:|---:|"]
     for name in (n.removeprefix("champion/") for n in found if n.startswith("champion/")):
         if name in found and not name.endswith("_gain"):
@@ -143,8 +147,8 @@ def comparison(trained: Trained) -> str:
             f"# {trained.spec.name}: challenger and champion\n",
             f"{trained.verdict}\n",
             f"{_against_champion(found)}\n",
-            f"Both scored the same {trained.rows['test_rows']:,} customers as of {test:%Y-%m-%d}; "
-            "intervals are of 95%, from a bootstrap over customers, paired for the gains.\n",
+            f"Both scored the same {tested:,} customers as of {split.test:%Y-%m-%d}; intervals are "
+            f"of {level}, from a bootstrap over customers, paired for the gains.\n",
             *lines,
             "",
         ]
@@ -153,8 +157,9 @@ def comparison(trained: Trained) -> str:
 
 def _against_champion(found: Mapping[str, Estimate]) -> str:
     """Whether the challenger is better than the champion, in a sentence."""
-    metric = "log_loss" if "champion/log_loss_gain" in found else "gini"
-    gain = found[f"champion/{metric}_gain"]
+    # Of a propensity there are two, of which the last decides.
+    key = [n for n in found if n.startswith("champion/") and n.endswith("_gain")][-1]
+    metric, gain = key.removeprefix("champion/").removesuffix("_gain"), found[key]
     told = "no better and no worse than" if gain.low <= 0 <= gain.high else "better than"
     told = "worse than" if gain.high < 0 else told
     return f"In {_label(metric)} the challenger is {told} the champion: gain {_interval(gain)}."
@@ -209,6 +214,8 @@ def _judgement(trained: Trained) -> list[str]:
     parts = [spec.description, *told, "## Metrics", _metrics_markdown(trained)]
     if "ece" in trained.evaluation.metrics:
         parts.append(_ABOUT_ECE)
+    if spec.task == "uplift":
+        parts.append(_ABOUT_UPLIFT)
     if beside := _rivals_markdown(trained):
         parts += ["## Beside the baselines", beside]
     if trained.choice is not None and trained.choice.calibration:
@@ -441,10 +448,10 @@ def _draw_qini(axes: Axes, trained: Trained) -> None:
     axes.plot(table["share"], table["random"], color="lightgrey", linewidth=0.8, label="random")
     rivals = {n.partition("/")[0] for n in trained.evaluation.metrics if "/" in n}
     for name in table.column_names[2:]:
-        is_rival = f"baseline_{name}" in rivals
+        rival = next((r for r in rivals if r.removeprefix("baseline_") == name), None)
+        is_rival = rival is not None
         style = _style(name if is_rival else "model")
-        key = f"baseline_{name}/qini" if is_rival else "qini"
-        found = trained.evaluation.metrics[key].value
+        found = trained.evaluation.metrics[f"{rival}/qini" if is_rival else "qini"].value
         said = "" if is_rival else "chosen: "
         axes.plot(
             table["share"], table[name], label=f"{said}{_name(name)}: Qini {found:.3f}", **style
@@ -490,7 +497,7 @@ def _draw_balance(axes: Axes, trained: Trained) -> None:
 def _draw_recall(axes: Axes, trained: Trained) -> None:
     """The recall of the model and of each baseline, with intervals."""
     found = trained.evaluation.metrics
-    (metric,) = (n for n in found if n.startswith("recall_at_"))
+    metric = next(n for n in found if n.startswith("recall_at_"))
     rivals = [n.partition("/")[0] for n in found if n.endswith(f"/{metric}")]
     bars = {"model": found[metric], **{r: found[f"{r}/{metric}"] for r in rivals}}
     names = [_name(n.removeprefix("baseline_")) for n in bars][::-1]
@@ -582,7 +589,8 @@ def _name(score: str) -> str:
 
 def _metrics_markdown(trained: Trained) -> str:
     """The model's own metrics, each with its interval."""
-    lines = ["| metric | value | 95% interval |", "|---|---:|---:|"]
+    level = "" if trained.spec.task == "uplift" else "95% "
+    lines = [f"| metric | value | {level}interval |", "|---|---:|---:|"]
     for name, e in trained.evaluation.metrics.items():
         if "/" not in name:
             exact = e.low == e.high
@@ -628,7 +636,9 @@ def _interval(e: Estimate) -> str:
 
 
 def _label(metric: str) -> str:
-    return _LABELS.get(metric, metric.replace("_", " "))
+    measured = metric.removesuffix("_gain")
+    above = " above the baseline" if measured != metric else ""
+    return _LABELS.get(measured, measured.replace("_", " ")) + above
 
 
 def _largest_first(table: pa.Table) -> pa.Table:
@@ -724,6 +734,7 @@ def _tried_learners(trained: Trained) -> list[Tried]:
             learner == chosen,
         )
         for learner in trained.evaluation.tables["qini"].column_names[2:]
+        if learner != "champion"
     ]
 
 
@@ -731,7 +742,8 @@ def decisive(found: Mapping[str, Estimate]) -> list[str]:
     """The few metrics by which runs of a model are compared, among all."""
     main = next(m for m in found if m.startswith(_MAIN))
     rivals = [f"{rival}/{main}" for rival in dict.fromkeys(m.partition("/")[0] for m in found)]
-    named = [m for m in found if m in _TELLING or m.startswith("qini_lead_over_")]
+    own = [m for m in found if "/" not in m]
+    named = [m for m in own if m in _TELLING or m.endswith("_gain") or "_lead_over_" in m]
     return [main, f"{main}_low", f"{main}_high", *named, *(r for r in rivals if r in found)]
 
 
@@ -765,6 +777,8 @@ def parameters(trained: Trained) -> Mapping[str, str]:
     return {k: v[:6000] for k, v in {**common, **chosen}.items()}
 
 
+_TESTED = {"uplift": "train_rows", "next_category": "test_customers"}
+"""What tells on how many customers models of a task are judged, if not `test_rows`."""
 _TOLD = {"clustering": _tell_clusters, "uplift": _tell_uplift, "next_category": _tell_next}
 _LIMITS = {
     "propensity": "Judged on one test instant: a season that the training snapshots do not hold "

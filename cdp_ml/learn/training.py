@@ -6,7 +6,6 @@ so that its metrics describe what is served.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from cdp_ml.config import ModelSpec
 
 
-log = logging.getLogger(__name__)
 YEAR = timedelta(days=330)
 """Instants that span so much cover the seasons: the rest lies between two snapshots."""
 EXPLAINED = 500
@@ -105,9 +103,10 @@ def train(
         spec: the model.
         frame: customer_id, event_timestamp, features, and label for propensities; one row for each
             eligible customer and instant (Arrow or pandas). For uplift also `arm`; for a
-            next_category the order lines of `cdp_ml.learn.next_category.recommend`.
+            next_category the lines of `cdp_ml.learn.next_category_training.train_next`.
         split: the instants, of `cdp_ml.learn.datasets.time_split`.
-        champion: the present champion, to compare with on the same test; clusters begin at its.
+        champion: the present champion, to compare with on the same test, unless it needs features
+            that are gone or has seen what came of the test; clusters begin at its.
 
     Raises:
         LeakageError: if the frame knows the future.
@@ -116,14 +115,32 @@ def train(
         NotPromotedError: if there is too little data to learn or to judge.
     """
     table = as_arrow(frame)
-    if spec.task == "next_category":
-        return _train_next(spec, table, split)
-    check_no_leak(table, split, spec.name)
-    if spec.task == "uplift":
-        return _train_uplift(spec, table, split)
+    if spec.task != "next_category":
+        check_no_leak(table, split, spec.name)
     if spec.task == "clustering":
         return _train_clusters(spec, table, split, champion)
-    return _train_supervised(spec, table, split, champion)
+    fit = {"next_category": _train_next, "uplift": _train_uplift}.get(spec.task, _train_supervised)
+    unlike = _why_not_compared(champion, table, split) if champion else ""
+    trained = fit(spec, table, split, None if unlike else champion)
+    if not unlike:
+        return trained
+    return replace(
+        trained, evaluation=replace(trained.evaluation, verdict=f"{trained.verdict} {unlike}")
+    )
+
+
+def _why_not_compared(champion: Predictor, table: pa.Table, split: TimeSplit) -> str:
+    """Why a champion cannot be compared with on this test, in a sentence; empty if it can."""
+    known = NEXT_FEATURES if champion.task == "next_category" else table.column_names
+    said = f"It was not compared with version {champion.version}, which"
+    if gone := sorted(set(champion.features) - set(known)):
+        return f"{said} needs '{gone[0]}', a feature that is gone."
+    until = champion.learned_until
+    if until is None:
+        return f"{said} does not tell until when it learned."
+    if until > split.test:
+        return f"{said} learned from outcomes until {until:%Y-%m-%d}: it has seen this test."
+    return ""
 
 
 def _train_supervised(
@@ -141,11 +158,11 @@ def _train_supervised(
     newest = matrix(rows_at(past, split.train[-1:]), features)
     logistic = estimators.fit_logistic(x, y) if spec.task == "propensity" else None
     model = _fitted(spec, choice, (x, y), newest, features, logistic)
-    predictor = Predictor(spec.name, 0, spec.task, features, model)
+    predictor = _predictor(spec, split, features, model)
     score = predictor.predict(test)
     rivals = _rivals(spec, features, matrix(test, features), logistic)
     judge = judge_value if spec.task == "value" else judge_propensity
-    theirs = _champion_scores(champion, test, split)
+    theirs = champion.predict(test) if champion else None
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
     seasonal = _seasonal(past, features)  # differ they must: that is no drift
     profiled = profile(past, tuple(f for f in features if f not in seasonal), score)
@@ -171,6 +188,21 @@ def _train_supervised(
         choice=choice,
         profile=profiled,
         explained=_explained(predictor, test),
+    )
+
+
+def _predictor(
+    spec: ModelSpec,
+    split: TimeSplit,
+    features: tuple[str, ...],
+    model: Any,
+    clusters: tuple[str, ...] = (),
+) -> Predictor:
+    """A fitted model that is not registered yet."""
+    return Predictor(
+        *(spec.name, 0, spec.task, features, model, clusters),
+        learned_until=split.train[-1] + split.horizon,
+        question=spec.question(),
     )
 
 
@@ -228,14 +260,17 @@ def _explained(predictor: Predictor, test: pa.Table) -> tuple[np.ndarray, np.nda
     return x, predictor.booster.predict(x, pred_contrib=True, num_threads=1)[:, :-1]
 
 
-def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained:
+def _train_uplift(
+    spec: ModelSpec, table: pa.Table, split: TimeSplit, champion: Predictor | None
+) -> Trained:
     features, excluded = _informative(spec, table)
     experiment = experiment_of(table, features, spec.treatment, spec.name)
-    trial = train_uplift(experiment, spec.estimator, spec.name)
+    theirs = champion.predict(table) if champion else None
+    trial = train_uplift(experiment, spec.estimator, spec.name, theirs)
     return Trained(
         spec=spec,
         split=split,
-        predictor=Predictor(spec.name, 0, spec.task, features, trial.model),
+        predictor=_predictor(spec, split, features, trial.model),
         evaluation=trial.evaluation,
         parameters={
             **_completed(spec, uplift.DEFAULTS),
@@ -252,14 +287,19 @@ def _train_uplift(spec: ModelSpec, table: pa.Table, split: TimeSplit) -> Trained
     )
 
 
-def _train_next(spec: ModelSpec, lines: pa.Table, split: TimeSplit) -> Trained:
-    trial = train_next(lines, split.as_of, spec.estimator, spec.name)
+def _train_next(
+    spec: ModelSpec, lines: pa.Table, split: TimeSplit, champion: Predictor | None
+) -> Trained:
+    if "as_of" not in lines.column_names:
+        raise ContractError(f"model '{spec.name}': the training frame has no column 'as_of'")
+    rival = champion.model if champion else None
+    trial = train_next(lines, split, spec.estimator, spec.name, rival)
     features, booster, x = NEXT_FEATURES, trial.ranker.booster, trial.sample
     gain = booster.feature_importance("gain")
     return Trained(
         spec=spec,
         split=split,
-        predictor=Predictor(spec.name, 0, spec.task, features, trial.ranker),
+        predictor=_predictor(spec, split, features, trial.ranker),
         evaluation=trial.evaluation,
         parameters=trial.ranker.parameters,
         rows=trial.rows,
@@ -283,7 +323,7 @@ def _train_clusters(
         names = clusters.keep_names(chosen.pipeline, features, x, (former.model, former.clusters))
     assigned = chosen.pipeline.predict(x)
     profiles = clusters.profile_table(x, assigned, names, features)
-    predictor = Predictor(spec.name, 0, spec.task, features, chosen.pipeline, names)
+    predictor = _predictor(spec, split, features, chosen.pipeline, names)
     return Trained(
         spec=spec,
         split=split,
@@ -397,26 +437,3 @@ def _typical(x: np.ndarray, features: tuple[str, ...]) -> dict[str, float]:
     known = (column[~np.isnan(column)] for column in x.T)
     medians = (float(np.median(values)) if len(values) else 0.0 for values in known)
     return dict(zip(features, medians, strict=True))
-
-
-def _champion_scores(
-    champion: Predictor | None, test: pa.Table, split: TimeSplit
-) -> np.ndarray | None:
-    """The champion's scores of the test rows; none if it needs features that are gone.
-
-    Nor if it knows what came after the test instant, as where `as_of` went back: it would win by
-    that.
-    """
-    if champion is None or not set(champion.features) <= set(test.column_names):
-        return None
-    if champion.learned_until and champion.learned_until > split.test:
-        log.warning(
-            "model '%s': not compared with version %d, which was trained on outcomes until %s, "
-            "after the test instant %s",
-            champion.name,
-            champion.version,
-            champion.learned_until.date(),
-            split.test.date(),
-        )
-        return None
-    return champion.predict(test)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 METRICS = ("qini", "auuc", "uplift_top_decile")
-LED = ("propensity", "rule")
+LED = ("propensity", "rule", "champion")
 """Over whom the lead of each other score is measured."""
 DRAWS, LEVEL = 600, 0.99
 """Cross-fitted scores differ from draw to draw too, but are held fixed: so wide, intervals let 2%

@@ -44,7 +44,10 @@ class Trial:
 
 
 def train_uplift(
-    experiment: Experiment, given: Mapping[str, int | float | str], name: str
+    experiment: Experiment,
+    given: Mapping[str, int | float | str],
+    name: str,
+    champion: np.ndarray | None = None,
 ) -> Trial:
     """Train the learners on a campaign, and choose the one to serve, or none.
 
@@ -53,19 +56,23 @@ def train_uplift(
     learner that the cross-fitting was about.
 
     It is promoted if chance decided who was treated (`check_randomized`), the interval of its Qini
-    coefficient is above 0, and so is that of its lead over targeting by propensity (paired
-    bootstrap). Where the rule meets this too and the best learner's lead over it is not clear of
-    0, the rule is promoted instead: it says the same in a sentence.
+    coefficient is above 0, so is that of its lead over targeting by propensity (paired bootstrap),
+    and that of its gain over the champion does not reach below 0. Where the rule beats propensity
+    too and the best learner's lead over it is not clear of 0, the rule is promoted instead: it
+    says the same in a sentence.
 
     Args:
         experiment: the campaign.
         given: the model's `estimator`, over `DEFAULTS`.
         name: the model's name, for messages.
+        champion: the uplifts by the present champion, which learned from an earlier campaign.
 
     Raises:
         ConfigError: if a parameter is unknown or no number.
         NotPromotedError: if an arm is too small or no feature varies.
     """
+    import numpy as np
+
     params = with_defaults(given, DEFAULTS, estimator_of(name))
     _check_learnable(experiment, name)
     with limited_threads(experiment.x):
@@ -73,6 +80,8 @@ def train_uplift(
         balance = check_randomized(experiment, int(params["seed"]))
         learner, out_of_fold = choose_learner(experiment, scores, params)
         compared = {**scores, learner: out_of_fold}
+        if champion is not None:
+            compared["champion"] = np.atleast_2d(champion)
         kind, evaluation = judge_uplift(name, experiment, compared, learner, balance)
         model = fit_models(experiment, params, [kind])[kind]
     if kind == "rule":
@@ -155,7 +164,8 @@ def judge_uplift(
     Args:
         name: the model's name.
         experiment: the campaign.
-        scores: as from `cross_fit`, of the learner as from `choose_learner`.
+        scores: as from `cross_fit`, of the learner as from `choose_learner`; perhaps the
+            `champion`'s.
         learner: the one that may be served.
         balance: as from `check_randomized`.
 
@@ -173,7 +183,12 @@ def judge_uplift(
         **_metrics_of(found, chosen),
         "average_effect": average_effect(experiment),
         "balance_auc": balance.auc,
-        **{f"baseline_{k}/{m}": found[f"{k}/{m}"] for k in scores if k != chosen for m in METRICS},
+        **{
+            f"{'' if k == 'champion' else 'baseline_'}{k}/{m}": found[f"{k}/{m}"]
+            for k in scores
+            if k != chosen
+            for m in METRICS
+        },
     }
     tables = {
         "balance": balance.table,
@@ -187,9 +202,11 @@ def _metrics_of(found: Mapping[str, Estimate], kind: str) -> dict[str, Estimate]
     """The metrics of one kind, and its leads over others."""
     lead = f"{kind}/qini_lead/"
     leads = {n.removeprefix(lead): e for n, e in found.items() if n.startswith(lead)}
+    gain = {"champion/qini_gain": leads.pop("champion")} if "champion" in leads else {}
     return {
         **{m: found[f"{kind}/{m}"] for m in METRICS},
         **{f"qini_lead_over_{other}": estimate for other, estimate in leads.items()},
+        **gain,
     }
 
 
@@ -213,6 +230,9 @@ def _refusal(found: Mapping[str, Estimate], chosen: str, balance: Balance, rows:
     lead = found[f"{chosen}/qini_lead/propensity"]
     if lead.low <= 0:
         return f"{compared}; the lead's interval must be above 0{too_few_to_tell(lead, rows)}"
+    gain = found.get(f"{chosen}/qini_lead/champion")
+    if gain and gain.low < 0:
+        return f"{compared}; its gain's interval must not reach below 0"
     return ""
 
 
@@ -227,9 +247,11 @@ def _praise(found: Mapping[str, Estimate], learner: str, chosen: str) -> str:
 
 
 def _compared(found: Mapping[str, Estimate], chosen: str) -> str:
+    gain = found.get(f"{chosen}/qini_lead/champion")
     return (
         f"Qini of {chosen} {found[f'{chosen}/qini']}, of targeting by propensity "
         f"{found['propensity/qini']}, lead {found[f'{chosen}/qini_lead/propensity']}"
+        + (f"; of the champion {found['champion/qini']}, gain over it {gain}" if gain else "")
     )
 
 

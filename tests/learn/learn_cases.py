@@ -3,6 +3,7 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdp_ml.config import ModelSpec
 from cdp_ml.learn.datasets import time_split
@@ -124,13 +125,24 @@ def order_lines(customers=600) -> pa.Table:
     return table.set_column(2, names[2], table[names[2]].cast(pa.timestamp("us", "UTC")))
 
 
+def windows_of(lines: pa.Table, split) -> pa.Table:
+    """What a training is given of lines that were known at once: each instant's past and window."""
+    parts = []
+    for instant in split.instants:
+        seen = lines.filter(pc.less(lines["event_timestamp"], instant + split.horizon))
+        stamp = pa.array([instant] * seen.num_rows, pa.timestamp("us", "UTC"))
+        parts.append(seen.append_column("as_of", stamp))
+    return pa.concat_tables(parts)
+
+
 @cache
 def fitted_next() -> Trained:
     """What is bought after what; fitted once for all tests."""
     estimator = {"n_estimators": 30, "min_child_samples": 20, "neighbors": 20, "windows": 4}
     changed = {"name": "next_category", "task": "next_category", "estimator": estimator}
     spec = ModelSpec(description="What is bought next.", **changed)
-    return train(spec, order_lines(), time_split(spec, AS_OF, FIRST_FACT))
+    split = time_split(spec, AS_OF, FIRST_FACT)
+    return train(spec, windows_of(order_lines(), split), split)
 
 
 @cache

@@ -3,11 +3,18 @@ import datetime as dt
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from conftest import rows, utc
+from learn_cases import AS_OF, windows_of
 
+from cdp_ml.config import ModelSpec
 from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.lake import Lake
 from cdp_ml.learn import next_category
+from cdp_ml.learn.datasets import TimeSplit, time_split
 from cdp_ml.learn.estimators import with_defaults
+from cdp_ml.learn.evaluate import Estimate
 from cdp_ml.learn.next_category import DEFAULTS, recommend
 from cdp_ml.learn.next_category_candidates import Ranked, rank_popular, rank_tifu, tifu_vectors
 from cdp_ml.learn.next_category_features import SHRINK, transitions
@@ -19,8 +26,8 @@ from cdp_ml.learn.next_category_purchases import (
     purchases_before,
 )
 from cdp_ml.learn.next_category_training import fit_ranker, hits, judge_next, train_next
+from cdp_ml.workspace import purchase_windows
 
-AS_OF = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
 QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
 
 
@@ -63,9 +70,19 @@ def purchases(*rows, items=4) -> Purchases:
     return Purchases(customer, order, item, 10.0 * (order + 1), int(customer.max()) + 1, items)
 
 
+def trained(lines, given=None, champion=None):
+    split = split_of(given := {**QUICK, **(given or {})})
+    return train_next(windows_of(lines, split), split, given, "next_category", champion)
+
+
+def split_of(given):
+    spec = ModelSpec(name="next_category", task="next_category", description="", estimator=given)
+    return time_split(spec, AS_OF, AS_OF - dt.timedelta(days=365))
+
+
 @pytest.fixture(scope="module")
 def trial():
-    return train_next(shop(), AS_OF, QUICK, "next_category")
+    return trained(shop())
 
 
 def test_later_orders_count_more_by_hand():
@@ -139,6 +156,68 @@ def test_it_is_judged_on_a_later_window_and_beats_what_is_bought_most(trial):
     assert trial.rows["items"] == 7
 
 
+def test_the_champion_is_compared_on_the_same_window(trial):
+    again = trained(shop(), champion=trial.ranker).evaluation
+    assert again.metrics["champion/recall_at_2"] == trial.evaluation.metrics["recall_at_2"]
+    assert again.metrics["champion/recall_at_2_gain"] == Estimate(0, 0, 0)
+    assert again.promoted
+    weaker = trained(shop(), {"n_estimators": 3, "num_leaves": 2}, trial.ranker).evaluation
+    assert weaker.metrics["recall_at_2_gain"].low > 0, "of the baselines it beats the best"
+    assert not weaker.promoted
+    assert "its interval must not reach below 0" in weaker.verdict
+
+
+def test_each_window_is_learned_from_as_it_was_seen_then():
+    """What an instant's rows do not hold, others' rows do not tell of."""
+    split = split_of(QUICK)
+    lines = windows_of(shop(), split)
+    at_test = pc.equal(lines["as_of"], pa.scalar(split.test))
+    nothing = pa.concat_tables(
+        [lines.filter(pc.invert(at_test)), lines.filter(at_test).slice(0, 9)]
+    )
+    with pytest.raises(NotPromotedError, match="test has 1 customers"):
+        train_next(nothing, split, QUICK, "next_category")
+
+
+def test_history_is_what_was_known_and_outcomes_are_what_is_known(con, tmp_path):
+    """A and B are one since June: in May only A's order was hers; one came late to the till."""
+    before, may, june = utc(2026, 1, 1), utc(2026, 5, 1), utc(2026, 6, 1)
+    lake = Lake(tmp_path)
+    links = [("web", "w", "A", before, None), ("pos", "p", "B", before, june),
+             ("pos", "p", "A", june, None)]  # fmt: skip
+    names = ("source", "source_record_id", "customer_id", "valid_from", "valid_to")
+    crosswalk = [dict(zip(names, link, strict=True), confidence=1.0) for link in links]
+    lake.write("crosswalk", rows("crosswalk", *crosswalk))
+    times = {"event_timestamp": before, "ingested_at": before}
+    known = [{"identifier_type": s, "identifier": r, "source": s, "source_record_id": r, **times}
+             for s, r in (("web", "w"), ("pos", "p"))]  # fmt: skip
+    lake.write("identifiers", rows("identifiers", *known))
+    orders = [
+        ("1", "web", "w", utc(2026, 4, 1), utc(2026, 4, 1)),
+        ("2", "pos", "p", utc(2026, 4, 2), utc(2026, 4, 2)),
+        ("late", "web", "w", utc(2026, 4, 3), utc(2026, 5, 9)),
+        ("next", "pos", "p", utc(2026, 5, 20), utc(2026, 5, 20)),
+        ("beyond", "web", "w", utc(2026, 6, 20), utc(2026, 6, 20)),
+    ]
+    names = ("order_id", "identifier_type", "identifier", "event_timestamp", "ingested_at")
+    more = {"product_id": "x", "quantity": 1.0, "source": "shop", "line_no": 1}
+    lines = [{**dict(zip(names, order, strict=True)), **more} for order in orders]
+    lake.write("transactions", rows("transactions", *lines))
+    lake.write("products", rows("products"))
+    spec = ModelSpec(name="n", task="next_category", description="", item="product")
+    split = TimeSplit((may,), june, utc(2026, 7, 1), dt.timedelta(days=31))
+    found = purchase_windows(lake, con, spec, split)
+    seen = {
+        at: sorted((r["customer_id"], r["order_id"]) for r in found.to_pylist() if r["as_of"] == at)
+        for at in split.instants
+    }
+    assert seen[may] == [("A", "1"), ("A", "next"), ("B", "2"), ("B", "next")]
+    assert seen[june] == [
+        *(("A", "1"), ("A", "beyond"), ("A", "late")),
+        *(("B", "2"), ("B", "beyond"), ("B", "next")),
+    ], "known from June on means not known before"
+
+
 def test_the_future_changes_no_recommendation(trial):
     later = bought(("c0001", -1, "vases"), ("c0002", -3, "sofas"))
     both = pa.concat_tables([later, shop()])
@@ -198,23 +277,23 @@ def test_lines_are_what_was_bought_by_category_or_product(con):
 )
 def test_too_little_to_learn_from_is_refused(lines):
     with pytest.raises(NotPromotedError, match="no model this time"):
-        train_next(lines, AS_OF, QUICK, "next_category")
+        trained(lines)
 
 
 def test_customers_who_are_all_the_same_promote_nothing():
     lines = bought(*((f"c{i}", d, "xy"[d % 2]) for i in range(99) for d in (5, 36, 66, 95)))
-    assert not train_next(lines, AS_OF, QUICK, "next_category").evaluation.promoted
+    assert not trained(lines).evaluation.promoted
 
 
 def test_an_unknown_parameter_names_the_one_meant():
     with pytest.raises(ConfigError, match="'neighbors'"):
-        train_next(shop(60), AS_OF, {"neighbor": 3}, "next_category")
+        trained(shop(60), {"neighbor": 3})
 
 
 @pytest.mark.parametrize("given", [{"windows": 0}, {"within_days": 0}, {"neighbors": 0}])
 def test_parameters_that_make_no_sense_are_refused(given):
     with pytest.raises(ConfigError, match="must be at least 1, not 0"):
-        train_next(shop(60), AS_OF, given, "next_category")
+        trained(shop(60), given)
 
 
 def test_groceries_half_as_many_again_as_bought_most(shared_data, monkeypatch):

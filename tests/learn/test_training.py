@@ -1,4 +1,6 @@
+import datetime as dt
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from learn_cases import (
+    AS_OF,
+    FIRST_FACT,
+    campaign_at,
     clustering,
     customers_at,
     fitted,
     fitted_clusters,
     fitted_next,
     fitted_uplift,
+    order_lines,
     propensity,
     split_of,
     three_kinds_of_customers,
@@ -21,7 +27,15 @@ from learn_cases import (
 from cdp_ml.config import ModelSpec, load_spec
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn import clusters, estimators, next_category, uplift
-from cdp_ml.learn.report import _markdown, candidates, decisive, model_card, write_report
+from cdp_ml.learn.datasets import time_split
+from cdp_ml.learn.report import (
+    _markdown,
+    candidates,
+    comparison,
+    decisive,
+    model_card,
+    write_report,
+)
 from cdp_ml.learn.training import train
 
 
@@ -137,6 +151,52 @@ def test_the_champion_is_compared_on_the_same_test():
     assert not weaker.promoted
 
 
+def test_a_champion_that_has_seen_the_test_is_not_compared_with():
+    """As where `as_of` went back: it would win by what it knows."""
+    spec, split = propensity(), split_of(propensity())
+    knows = replace(fitted().predictor, version=7, learned_until=split.test + dt.timedelta(days=1))
+    found = train(spec, training_frame(spec), split, champion=knows)
+    assert "champion/auc" not in found.metrics
+    assert "not compared with version 7, which learned from outcomes until" in found.verdict
+    alone = found.verdict.partition(" It was not compared")[0]
+    assert alone == train(spec, training_frame(spec), split).verdict
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [({"features": ("shoe_size",)}, "'shoe_size', a feature that is gone"),
+     ({"learned_until": None}, "does not tell until when it learned")],
+)  # fmt: skip
+def test_a_champion_that_cannot_be_compared_with_is_said(changed, why):
+    spec, champion = propensity(), replace(fitted().predictor, **changed)
+    found = train(spec, training_frame(spec), split_of(spec), champion=champion)
+    assert why in found.verdict
+    assert "champion/auc" not in found.metrics
+
+
+def test_an_uplift_champion_is_compared_on_a_campaign_that_it_has_not_seen():
+    champion = fitted_uplift().predictor
+    start = champion.learned_until
+    spec = fitted_uplift().spec.model_copy(update={"campaign": "summer"})
+    split = time_split(spec, start + dt.timedelta(days=30), FIRST_FACT, {"summer": start})
+    found = train(spec, campaign_at(start), split, champion=champion)
+    theirs, gain = (found.evaluation.metrics[f"champion/{m}"] for m in ("qini", "qini_gain"))
+    assert gain.value == pytest.approx(found.metrics["qini"] - theirs.value)
+    assert found.promoted == (gain.low >= 0)
+    assert f"of the champion {theirs}" in found.verdict
+    assert "champion" not in [c.name for c in candidates(found)]
+    assert "no better and no worse than the champion" in comparison(found)
+
+
+def test_an_uplift_champion_of_the_same_campaign_is_not_compared_with():
+    start = AS_OF - dt.timedelta(days=60)
+    spec = fitted_uplift().spec
+    split = time_split(spec, AS_OF, FIRST_FACT, {"spring": start})
+    found = train(spec, campaign_at(start), split, champion=fitted_uplift().predictor)
+    assert "it has seen this test" in found.verdict
+    assert found.metrics == fitted_uplift().metrics
+
+
 def test_a_planted_leak_is_refused():
     split = split_of(propensity())
     frame = pa.concat_tables([training_frame(propensity()), customers_at(split.as_of)])
@@ -178,6 +238,12 @@ def test_labels_must_be_there_and_known():
     unknown = with_label(frame, pa.nulls(frame.num_rows, pa.float64()))
     with pytest.raises(ContractError, match="1200 rows without a label"):
         train(propensity(), unknown, split_of(propensity()))
+
+
+def test_lines_say_of_which_instant_they_are():
+    spec = fitted_next().spec
+    with pytest.raises(ContractError, match="no column 'as_of'"):
+        train(spec, order_lines(), fitted_next().split)
 
 
 def test_a_feature_that_is_no_longer_known_at_the_test_is_borne():
