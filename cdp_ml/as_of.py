@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cdp_ml.errors import ConfigError
+
 if TYPE_CHECKING:
     from ibis.expr.types import Table, TimestampScalar
 
@@ -25,3 +27,19 @@ def links_as_of(crosswalk: Table, as_of: datetime | TimestampScalar) -> Table:
     ended = crosswalk.valid_to < as_of
     held = crosswalk.filter(crosswalk.valid_from < as_of, ~ended.fill_null(False))
     return held.select("source", "source_record_id", "customer_id", "confidence")
+
+
+def check_zone(instant: datetime, name: str) -> None:
+    """Refuse an instant without a time zone: nobody can say when it is.
+
+    Args:
+        instant: a datetime; a date has no time zone either.
+        name: of the argument, for the message.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if getattr(instant, "tzinfo", None) is None:
+        raise ConfigError(
+            f"{name}: {instant} has no time zone; write such as datetime(2026, 7, 1, tzinfo=UTC)"
+        )

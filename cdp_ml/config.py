@@ -433,23 +433,46 @@ def load_spec(path: Path, spec: type[AnySpec]) -> AnySpec:
 
 
 def load_models(settings: Settings) -> dict[str, ModelSpec]:
-    """The workspace's model specifications by name, in the order of their files' names."""
+    """The workspace's model specifications by name, in the order of their files' names.
+
+    Raises:
+        ConfigError: if one of them is wrong, or cdp.yaml names one that is not there.
+    """
+    return {name: _load_model(path) for name, path in _model_files(settings).items()}
+
+
+def load_model_spec(settings: Settings, name: str) -> ModelSpec:
+    """One of the workspace's model specifications, whatever is wrong with the others.
+
+    Raises:
+        ConfigError: if it is wrong, or not there; the message names the nearest.
+    """
+    files = _model_files(settings)
+    if name not in files:
+        raise ConfigError(f"no model '{name}'; {nearest(name, files)}")
+    return _load_model(files[name])
+
+
+def _model_files(settings: Settings) -> dict[str, Path]:
     folder = settings.share("models")
     for path in folder.glob("*.yml"):
         raise ConfigError(f"{path}: name it {path.stem}.yaml, or it is not read")
-    names = {p.stem: p for p in sorted(folder.glob("*.yaml")) if p.stem != "identity"}
-    for name, path in names.items():
+    files = {p.stem: p for p in sorted(folder.glob("*.yaml")) if p.stem != "identity"}
+    for name, path in files.items():
         if set(name) & set("'\":/"):
             raise ConfigError(f"{path}: a model's name may not hold quotes, colons or slashes")
-    chosen = tuple(names) if settings.models is None else settings.models
+    chosen = tuple(files) if settings.models is None else settings.models
     for name in chosen:
-        if name not in names:
-            raise ConfigError(f"models: no '{name}' in {folder}; {nearest(name, names)}")
-    specs = {name: load_spec(names[name], ModelSpec) for name in chosen}
-    for name, spec in specs.items():
-        if spec.name != name:
-            raise ConfigError(f"{names[name]}: name: '{spec.name}', must be the file's: '{name}'")
-    return specs
+        if name not in files:
+            raise ConfigError(f"models: no '{name}' in {folder}; {nearest(name, files)}")
+    return {name: files[name] for name in chosen}
+
+
+def _load_model(path: Path) -> ModelSpec:
+    spec = load_spec(path, ModelSpec)
+    if spec.name != path.stem:
+        raise ConfigError(f"{path}: name: '{spec.name}', must be the file's: '{path.stem}'")
+    return spec
 
 
 def as_of_instant(settings: Settings, latest: datetime | None) -> datetime:

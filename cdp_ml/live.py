@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cdp_ml.as_of import check_zone
 from cdp_ml.config import Settings
 from cdp_ml.contracts import TRAIT_TABLES, arrow_schema, contract
 from cdp_ml.engine import connect
@@ -81,8 +82,8 @@ class Live:
         rows = {name: _conforming(name, table) for name, table in facts.items()}
         if not any(table.num_rows for table in rows.values()):
             return []
-        if as_of is not None and as_of.tzinfo is None:
-            raise ConfigError("as_of: has no time zone; give it one, such as UTC")
+        if as_of is not None:
+            check_zone(as_of, "as_of")
         for name, table in rows.items():
             self.con.con.register("arriving", table)
             self.con.raw_sql(f"INSERT INTO pending_{name} BY NAME FROM arriving")

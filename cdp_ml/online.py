@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.config import Engine, IdentitySpec, ModelSpec, Settings, load_models, load_spec
+from cdp_ml.config import Engine, IdentitySpec, Settings, load_spec
 from cdp_ml.contracts import PERSON_FIELDS
 from cdp_ml.errors import (
     CdpError,
@@ -63,9 +63,10 @@ class _Resolving:
 class Online:
     """A published run, ready to answer.
 
-    `champions` holds the models that may be served, `ranks` the sorted scores of the run's batch by
-    model, `meanings` what each feature says, `readers` the online features by service, and `index`
-    the tables `customers`, `segments` (present stays) and `scores` in memory, indexed by
+    `specs` tells each model's `task`, `description` and `features` (its service) as the run knew
+    them, `champions` holds the models that may be served, `ranks` the sorted scores of the run's
+    batch by model, `meanings` what each feature says, `readers` the online features by service, and
+    `index` the tables `customers`, `segments` (present stays) and `scores` in memory, indexed by
     customer_id: a lookup takes half a millisecond there, and fifty in the Parquet files.
     `survivors` names the customer that stands for each id retired by a merge.
     """
@@ -73,7 +74,7 @@ class Online:
     run_id: str
     as_of: datetime
     published_at: datetime
-    specs: dict[str, ModelSpec]
+    specs: dict[str, dict[str, Any]]
     champions: dict[str, Predictor]
     ranks: dict[str, np.ndarray]
     meanings: dict[str, str]
@@ -100,7 +101,8 @@ def open_online(settings: Settings) -> Online:
     root = settings.lake
     run = published_run(root)
     versions = run["versions"]
-    specs = load_models(settings)
+    # Not from models/: what somebody writes there counts, and can be wrong, in the next refresh.
+    specs = run["summary"]["train"]["models"]
     lake = Lake(root, versions)
     index = _index(lake, settings, run["as_of"])
     online = Online(
@@ -230,8 +232,8 @@ def models(online: Online) -> list[dict[str, Any]]:
     return [
         {
             "model": name,
-            "task": spec.task,
-            "description": spec.description,
+            "task": spec["task"],
+            "description": spec["description"],
             "version": online.champions[name].version if name in online.champions else None,
         }
         for name, spec in online.specs.items()
@@ -302,7 +304,7 @@ class Latest:
 
 
 def _readers(
-    settings: Settings, specs: Mapping[str, ModelSpec], run: Mapping[str, Any]
+    settings: Settings, specs: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]
 ) -> dict[str, FeatureReader]:
     """What reads the features of each service that a model names."""
     from cdp_ml.feast_stores import open_reader, open_store
@@ -312,12 +314,12 @@ def _readers(
     # Where time stands still between facts, features do not age either.
     now = None if settings.as_of == "now" else run["as_of"]
     store = open_store(settings, versions, settings.online_store(versions["online_store"]), now)
-    services = {spec.features for name, spec in specs.items() if model_key(name) in versions}
+    services = {spec["features"] for name, spec in specs.items() if model_key(name) in versions}
     return {service: open_reader(store, service) for service in services if service}
 
 
 def _champions(
-    settings: Settings, specs: dict[str, ModelSpec], versions: dict[str, int]
+    settings: Settings, specs: Mapping[str, Mapping[str, Any]], versions: dict[str, int]
 ) -> dict[str, Predictor]:
     from cdp_ml.lake import model_key
     from cdp_ml.learn.registry import load_model
@@ -325,7 +327,7 @@ def _champions(
     return {
         name: load_model(settings, name, versions[model_key(name)])
         for name, spec in specs.items()
-        if model_key(name) in versions and spec.features
+        if model_key(name) in versions and spec["features"]
     }
 
 
@@ -409,7 +411,7 @@ def _warm(online: Online) -> None:
 def _champion(online: Online, model: str) -> Predictor:
     if model not in online.specs:
         raise ConfigError(f"no model '{model}'; {nearest(model, online.specs)}")
-    if not online.specs[model].features:
+    if not online.specs[model]["features"]:
         raise ConfigError(f"model '{model}' gives no scores: read the table 'recommendations'")
     if model not in online.champions:
         raise NotPromotedError(
@@ -444,7 +446,7 @@ def _rows(online: Online, query: str, values: list[str]) -> list[dict[str, Any]]
 
 
 def _features(online: Online, customer_id: str, model: str) -> dict[str, list[Any]]:
-    return online.readers[online.specs[model].features].read([customer_id])
+    return online.readers[online.specs[model]["features"]].read([customer_id])
 
 
 def _percentile(ranks: np.ndarray | None, value: float) -> float | None:

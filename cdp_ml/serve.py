@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cdp_ml.config import Settings, load_models
+from cdp_ml.config import Settings
 from cdp_ml.errors import CdpError, ConfigError, NotPromotedError
 
 
@@ -165,10 +165,9 @@ def _somebody(settings: Settings) -> tuple[str, str]:
     anybody = scores.group_by("model").aggregate(customer_id=scores.customer_id.min())
     scored = {r["model"]: r["customer_id"] for r in anybody.to_pyarrow().to_pylist()}
     # A propensity first: its answer has reasons to show.
-    specs = sorted(load_models(settings).values(), key=lambda spec: spec.task != "propensity")
-    for spec in specs:
-        if spec.name in scored:
-            return scored[spec.name], spec.name
+    specs = run["summary"]["train"]["models"]
+    for name in sorted(scored, key=lambda name: specs[name]["task"] != "propensity"):
+        return scored[name], name
     raise NotPromotedError("no model has scored anybody yet; 'cdp-ml refresh' says why")
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.config import IdentitySpec, ModelSpec, Settings, as_of_instant
 from cdp_ml.contracts import PERSON_FIELDS, TRAIT_TABLES, table_of
-from cdp_ml.errors import ConfigError, NotPromotedError, nearest
+from cdp_ml.errors import ConfigError, LeakageError, NotPromotedError, nearest
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, last_run, model_key
 from cdp_ml.workspace import (
     build_traits_at,
     campaigns_of,
+    check_model,
     eligible_blocks,
     instants_of,
     people_at,
@@ -169,34 +170,10 @@ def people_schema() -> pa.Schema:
 
 def _check_models(run: Run) -> None:
     from cdp_ml.feast_stores import feature_schemas
-    from cdp_ml.learn import clusters, next_category, uplift
-    from cdp_ml.learn.estimators import estimator_of, parameters, with_defaults
-    from cdp_ml.learn.selection import DEFAULTS
 
-    own = {
-        "clustering": clusters.DEFAULTS,
-        "uplift": uplift.DEFAULTS,
-        "next_category": next_category.DEFAULTS,
-    }
     services = feature_schemas(run.settings) if run.models else {}
-    for name, spec in run.models.items():
-        if spec.features:
-            _check_features(run, spec, services)
-        if spec.task in own:
-            with_defaults(spec.estimator, own[spec.task], estimator_of(name))
-        else:
-            parameters(spec.estimator, 0, estimator_of(name), DEFAULTS[spec.task])
-
-
-def _check_features(run: Run, spec: ModelSpec, services: dict[str, pa.Schema]) -> None:
-    from cdp_ml.learn.datasets import eligible, feature_names
-
-    if spec.features not in services:
-        hint = nearest(spec.features, services)
-        raise ConfigError(f"models/{spec.name}.yaml: features: no '{spec.features}'; {hint}")
-    nobody = services[spec.features].empty_table()
-    eligible(run.con, run.con.create_table(f"_nobody_{spec.name}", nobody, temp=True), spec)
-    feature_names(spec, nobody)
+    for spec in run.models.values():
+        check_model(run.con, spec, services)
 
 
 def ingest(run: Run) -> Report:
@@ -503,7 +480,11 @@ def _published_number(run: Run) -> int:
 def train(run: Run) -> Report:
     """Train the models that are due by their cadence; the others keep their version."""
     models = {
-        name: _kept_model(run, name) if _is_fresh(run, name) else _train_model(run, spec)
+        name: {
+            **(_kept_model(run, name) if _is_fresh(run, name) else _train_model(run, spec)),
+            # With which the run is served, whatever models/ holds by then.
+            **spec.model_dump(include={"task", "description", "features"}),
+        }
         for name, spec in run.models.items()
     }
     for name in model_versions(run):
@@ -586,7 +567,7 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
             labels = frame.select(["customer_id", "event_timestamp", "label"])
             run.lake.write(f"labels_{spec.name}", labels)
         trained = train(spec, frame, split, champion)
-    except NotPromotedError as refusal:
+    except (NotPromotedError, LeakageError) as refusal:
         return {**base, "metrics": {}, "verdict": str(refusal)}
     read = {t: v for t, v in run.lake.versions.items() if run.lake.has(t)}
     version = registry.log_run(run.settings, trained, read, run.run_id)
@@ -652,7 +633,7 @@ def _score_model(
     moved = drift.metrics()
     shown = {name: value for name, value in moved.items() if "/" not in name}
     log_monitoring(run.settings, spec.name, predictor.version, shown, run.as_of)
-    return scores, {"rows": scores.num_rows, **moved, **_realized(run, spec)}
+    return scores, {"rows": scores.num_rows, **moved, **_realized(run, spec, predictor)}
 
 
 def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
@@ -665,7 +646,7 @@ def _write_of_instant(run: Run, table: str, parts: list[pa.Table]) -> None:
     run.lake.replace(table, rows, "as_of", run.as_of.isoformat())
 
 
-def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
+def _realized(run: Run, spec: ModelSpec, predictor: Predictor) -> dict[str, float]:
     """What the newest scores whose label windows have closed turned out to be worth.
 
     Nothing, if they were given for another question than the specification asks by now.
@@ -684,7 +665,9 @@ def _realized(run: Run, spec: ModelSpec) -> dict[str, float]:
         return {}
     version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
     try:
-        if not load_model(run.settings, spec.name, version).answers(spec):
+        same = version == predictor.version
+        gave = predictor if same else load_model(run.settings, spec.name, version)
+        if not gave.answers(spec):
             return {}
         known = with_labels(run.lake, run.con, spec, given, run.as_of)
     except NotPromotedError as error:  # the model's files are gone, or what its label is about

@@ -13,16 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.as_of import links_as_of
+from cdp_ml.as_of import check_zone, links_as_of
 from cdp_ml.config import (
     IdentitySpec,
     ModelSpec,
     Settings,
     Survivorship,
     environment_home,
+    load_model_spec,
     load_models,
     load_settings,
     load_spec,
+    located,
 )
 from cdp_ml.contracts import TRAIT_TABLES
 from cdp_ml.errors import CdpError, ConfigError, LinkageError, NotPromotedError, nearest
@@ -180,10 +182,10 @@ class Workspace:
             the instant at which the window begins.
 
         Raises:
-            ConfigError: if there is no such model.
+            ConfigError: if there is no such model, or its specification is wrong.
             NotPromotedError: if the history is too short for a time split.
         """
-        spec, split = self._spec(model), self._known_split(model, as_of)
+        spec, split = self._checked(model), self._known_split(model, as_of)
         return training_frame(self.settings, self.lake, self.con, spec, split).to_pandas()
 
     def train(
@@ -206,13 +208,14 @@ class Workspace:
                 it, make it the champion, with which the next refresh scores.
 
         Raises:
-            ConfigError: if there is no such model, or a parameter is unknown.
+            ConfigError: if there is no such model, its specification is wrong, or a parameter is
+                unknown.
             NotPromotedError: if there is too little data to learn or to judge.
         """
         from cdp_ml.learn import registry
         from cdp_ml.learn.training import train
 
-        spec, split = self._spec(model), self._known_split(model, as_of)
+        spec, split = self._checked(model), self._known_split(model, as_of)
         if estimator is not None:
             spec = spec.model_copy(update={"estimator": dict(estimator)})
         frame = training_frame(self.settings, self.lake, self.con, spec, split)
@@ -265,8 +268,8 @@ class Workspace:
         """
         from cdp_ml.learn.datasets import time_split
 
-        if as_of is not None and getattr(as_of, "tzinfo", None) is None:
-            raise ConfigError(f"as_of: {as_of} has no time zone; give it one, such as UTC")
+        if as_of is not None:
+            check_zone(as_of, "as_of")
         if as_of is not None and as_of > self.as_of:
             raise ConfigError(
                 f"as_of: {as_of:%Y-%m-%d %H:%M} is after the published run's, "
@@ -308,9 +311,18 @@ class Workspace:
         return load_model(self.settings, name, version)
 
     def _spec(self, model: str) -> ModelSpec:
-        if model not in self.models:
-            raise ConfigError(f"no model '{model}'; {nearest(model, self.models)}")
-        return self.models[model]
+        return load_model_spec(self.settings, model)
+
+    def _checked(self, model: str) -> ModelSpec:
+        """The specification, after the checks that a refresh makes of it."""
+        from cdp_ml.feast_stores import feature_schemas
+
+        spec = self._spec(model)
+        try:
+            check_model(self.con, spec, feature_schemas(self.settings))
+        except ConfigError as error:
+            raise ConfigError(located(str(error), self.settings)) from None
+        return spec
 
     @property
     def _first_fact(self) -> datetime:
@@ -444,11 +456,7 @@ _PEOPLE = "_traits_people"
 
 def _ascending(instants: Sequence[datetime]) -> list[datetime]:
     for instant in instants:
-        if instant.tzinfo is None:
-            raise ConfigError(
-                f"instant {instant:%Y-%m-%d %H:%M}: has no time zone; write such as "
-                "datetime(2026, 7, 1, tzinfo=UTC)"
-            )
+        check_zone(instant, "instants")
     if not instants:
         raise ConfigError("instants: name at least one")
     return sorted({t.astimezone(UTC) for t in instants})
@@ -774,6 +782,32 @@ def _under_former_ids(facts: Table, crosswalk: Table, as_of: datetime) -> Table:
     ids = crosswalk.select(*record, "customer_id").join(current, record)
     lineage = ids.select("customer_id", "now").distinct()
     return facts.rename(now="customer_id").join(lineage, "now")
+
+
+def check_model(con: SQLBackend, spec: ModelSpec, services: Mapping[str, pa.Schema]) -> None:
+    """Find what is wrong with a model's specification before any work, by a trial without rows.
+
+    Args:
+        con: the engine.
+        spec: the model.
+        services: the columns by feature service, of `cdp_ml.feast_stores.feature_schemas`.
+
+    Raises:
+        ConfigError: if it names a parameter, service or feature that there is not, or its
+            population is a condition that cannot be evaluated.
+    """
+    from cdp_ml.learn.datasets import eligible, feature_names
+    from cdp_ml.learn.training import check_parameters
+
+    check_parameters(spec)
+    if not spec.features:
+        return
+    if spec.features not in services:
+        hint = nearest(spec.features, services)
+        raise ConfigError(f"models/{spec.name}.yaml: features: no '{spec.features}'; {hint}")
+    nobody = services[spec.features].empty_table()
+    eligible(con, con.create_table(f"_nobody_{spec.name}", nobody, temp=True, overwrite=True), spec)
+    feature_names(spec, nobody)
 
 
 def labeled_test_frame(workspace: Workspace, spec: ModelSpec, as_of: datetime) -> pd.DataFrame:

@@ -83,9 +83,13 @@ class Published:
                 "started_at": now,
                 "published_at": now,
                 "versions": {**self.lake.versions, **self.models, **changes},
-                "summary": self.summary,
+                "summary": {**self.summary, "train": {"models": self._described()}},
             },
         )
+
+    def _described(self) -> dict[str, Any]:
+        told = {"task", "description", "features"}
+        return {n: s.model_dump(include=told) for n, s in load_models(self.settings).items()}
 
     def train(self, name: str, seed: int = 0) -> int:
         """Train, register and promote a model, and score with it."""

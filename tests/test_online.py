@@ -245,3 +245,13 @@ def children():
     import psutil
 
     return {p.pid for p in psutil.Process(os.getpid()).children(recursive=True)}
+
+
+def test_a_model_file_that_was_broken_since_disturbs_no_answer(tmp_path):
+    made = make_workspace(tmp_path / "ws")
+    made.publish()
+    for name in ("purchase_30d", "clusters"):
+        (made.settings.home / "models" / f"{name}.yaml").write_text("task: [")
+    again = online.open_online(made.settings)
+    assert online.score(again, "c7", "purchase_30d")["model_version"] == 1
+    assert [m["model"] for m in online.models(again)] == ["churn_90d", "clusters", "purchase_30d"]

@@ -78,3 +78,21 @@ def test_a_port_that_is_taken_is_said_before_the_pages_open(cdp):
         taken.listen()
         with pytest.raises(ConfigError, match=r"cannot listen on .*choose another port"):
             ui(cdp.settings.home, taken.getsockname()[1])
+
+
+def test_what_is_wrong_with_one_model_concerns_no_other(tmp_path):
+    made = make_workspace(tmp_path / "ws")
+    made.publish()
+    models = made.settings.home / "models"
+    (models / "churn_90d.yaml").write_text("task: [")
+    (models / "clusters.yaml").write_text(
+        (models / "clusters.yaml").read_text().replace("customer_traits", "customer_trait")
+    )
+    cdp = cdp_ml.open(made.settings.home)
+    cdp.promote("purchase_30d", 1)
+    with pytest.raises(ConfigError, match=r"churn_90d\.yaml:\d+: not valid YAML"):
+        cdp.promote("churn_90d", 1)
+    where = r"clusters\.yaml:5: features: no 'customer_trait'; did you mean 'customer_traits'"
+    for asked in (cdp.training_set, cdp.train):
+        with pytest.raises(ConfigError, match=where):
+            asked("clusters")

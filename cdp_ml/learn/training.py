@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError
-from cdp_ml.learn import baselines, clusters, estimators, uplift
+from cdp_ml.learn import baselines, clusters, estimators, next_category, selection, uplift
 from cdp_ml.learn.datasets import (
     TimeSplit,
     as_arrow,
@@ -48,6 +48,13 @@ if TYPE_CHECKING:
 
 YEAR = timedelta(days=330)
 """Instants that span so much cover the seasons: the rest lies between two snapshots."""
+_DEFAULTS = {
+    **selection.DEFAULTS,
+    "clustering": clusters.DEFAULTS,
+    "uplift": uplift.DEFAULTS,
+    "next_category": next_category.DEFAULTS,
+}
+"""The parameters of each task."""
 EXPLAINED = 500
 """How many test rows are explained for the summary of contributions: each costs a millisecond."""
 
@@ -92,6 +99,19 @@ class Trained:
     def verdict(self) -> str:
         """Why it may be served, or why not, in a sentence."""
         return self.evaluation.verdict
+
+
+def check_parameters(spec: ModelSpec) -> None:
+    """Refuse an `estimator` with which a model could not be trained.
+
+    Raises:
+        ConfigError: if a parameter is unknown, or its value makes no sense.
+    """
+    origin, defaults = estimators.estimator_of(spec.name), _DEFAULTS[spec.task]
+    if spec.task in OBJECTIVES:
+        estimators.parameters(spec.estimator, 0, origin, defaults)
+    else:
+        estimators.with_defaults(spec.estimator, defaults, origin)
 
 
 def train(

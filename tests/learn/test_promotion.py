@@ -2,20 +2,19 @@
 
 import datetime as dt
 import shutil
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from learn_cases import fitted
 
 from cdp_ml import steps
-from cdp_ml.config import Engine, IdentitySpec, Settings, load_models
+from cdp_ml.config import IdentitySpec, Settings, load_models
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.engine import connect
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, publish
 from cdp_ml.learn import registry
+from cdp_ml.learn.training import check_parameters
 
 NAME = "purchase_30d"
 NOW = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
@@ -131,19 +130,20 @@ def test_scores_are_judged_once_their_windows_have_closed(settings, monkeypatch)
         return given.append_column("label", pa.array([float(n >= 50) for n in number]))
 
     monkeypatch.setattr(steps, "with_labels", outcomes)
-    found = steps._realized(run, fitted().spec)
+    gave = registry.load_model(settings, NAME, 1)
+    found = steps._realized(run, fitted().spec, gave)
     assert asked == [old]
     assert found["realized_auc"] == 1.0
     assert found["realized_base_rate"] == 0.5
     sooner = fitted().spec.label.model_copy(update={"within_days": 7})
     changed = fitted().spec.model_copy(update={"label": sooner})
-    assert steps._realized(run, changed) == {}, "those scores were of another question"
+    assert steps._realized(run, changed, gave) == {}, "those scores were of another question"
 
     def gone(*given):
         raise NotPromotedError("no product is of 'cushions'")
 
     monkeypatch.setattr(steps, "with_labels", gone)
-    assert steps._realized(run, fitted().spec) == {}, "no reason to stop the refresh"
+    assert steps._realized(run, fitted().spec, gave) == {}, "no reason to stop the refresh"
 
 
 def test_a_champion_of_another_question_serves_no_more(settings):
@@ -164,9 +164,5 @@ def test_what_was_refused_is_tried_again_by_its_cadence(settings):
 
 
 def test_every_parameter_of_a_task_passes_the_check_before_the_refresh(tmp_path):
-    settings = Settings(home=tmp_path, sources={})
-    spec = load_models(settings)["purchase_30d"]
-    given = spec.model_copy(update={"estimator": {"logistic_share": 0}})
-    steps._check_models(
-        SimpleNamespace(settings=settings, models={"m": given}, con=connect(Engine()))
-    )
+    spec = load_models(Settings(home=tmp_path, sources={}))["purchase_30d"]
+    check_parameters(spec.model_copy(update={"estimator": {"logistic_share": 0}}))

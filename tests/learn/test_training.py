@@ -26,7 +26,7 @@ from learn_cases import (
 
 from cdp_ml.config import ModelSpec, load_spec
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
-from cdp_ml.learn import clusters, estimators, next_category, uplift
+from cdp_ml.learn import estimators
 from cdp_ml.learn.datasets import time_split
 from cdp_ml.learn.report import (
     _markdown,
@@ -36,7 +36,7 @@ from cdp_ml.learn.report import (
     model_card,
     write_report,
 )
-from cdp_ml.learn.training import train
+from cdp_ml.learn.training import check_parameters, train
 
 
 def with_label(frame, values):
@@ -49,23 +49,9 @@ def test_the_shipped_specifications_are_valid():
     specs = [load_spec(f, ModelSpec) for f in files if f.stem != "identity"]
     assert {"purchase_30d", "churn_90d", "clusters"} <= {s.name for s in specs}
     for spec in specs:
-        if spec.task in DEFAULTS:
-            estimators.with_defaults(spec.estimator, DEFAULTS[spec.task], spec.name)
-        else:
-            propensity_parameters(spec)
+        check_parameters(spec)
         if spec.task not in ("uplift", "next_category"):  # which have no snapshots
             assert split_of(spec).instants
-
-
-DEFAULTS = {
-    "clustering": clusters.DEFAULTS,
-    "uplift": uplift.DEFAULTS,
-    "next_category": next_category.DEFAULTS,
-}
-
-
-def propensity_parameters(spec):
-    estimators.parameters(spec.estimator, 1_000, spec.name)
 
 
 def test_what_can_be_learnt_is_learnt_and_promoted():
