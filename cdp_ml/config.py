@@ -22,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -319,6 +320,17 @@ class Cut(Spec):
         return self
 
 
+_JUDGED = ("propensity", "value")
+_TAKEN_BY = {
+    **dict.fromkeys(("snapshots", "beat_baselines_by", "tuning"), _JUDGED),
+    **dict.fromkeys(("label", "segments"), (*_JUDGED, "uplift")),
+    **dict.fromkeys(("features", "population", "inputs"), (*_JUDGED, "uplift", "clustering")),
+    **dict.fromkeys(("campaign", "treatment"), ("uplift",)),
+    **dict.fromkeys(("item", "top"), ("next_category",)),
+}
+"""Which tasks take a key of a specification, of those that not all take."""
+
+
 class ModelSpec(Spec):
     """A model: what it predicts, for whom, from which features, how it is judged and how often.
 
@@ -339,7 +351,7 @@ class ModelSpec(Spec):
     snapshots: Snapshots = Snapshots()
     estimator: dict[str, int | float | str] = {}
     inputs: tuple[str, ...] = ()
-    beat_baselines_by: float = 0.0
+    beat_baselines_by: NonNegativeFloat = 0.0
     cadence_days: PositiveInt = 30
     tuning: Tuning | None = None
     segments: dict[str, Cut] = {}
@@ -357,15 +369,14 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _task_has_what_it_needs(self) -> ModelSpec:
-        if self.task == "next_category":
-            others = {"features", "label", "population", "segments"} & self.model_fields_set
-            if others:
-                key = min(others)
-                raise ValueError(f"{key}: a next_category model learns from orders; leave it out")
-        elif not self.features:
+        for key in sorted(_TAKEN_BY.keys() & self.model_fields_set):
+            if self.task not in _TAKEN_BY[key]:
+                takers = " or ".join(_TAKEN_BY[key])
+                raise ValueError(f"{key}: is for {takers}, not for {self.task}; leave it out")
+        if self.task != "next_category" and not self.features:
             raise ValueError("features: is missing: name the feature service to learn from")
-        if (self.task == "uplift") != (self.campaign is not None):
-            raise ValueError("campaign: an uplift model, and no other, names the campaign")
+        if self.task == "uplift" and self.campaign is None:
+            raise ValueError("campaign: is missing: name the campaign to learn from")
         return self
 
 

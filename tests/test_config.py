@@ -104,6 +104,20 @@ def test_an_unknown_model_names_the_nearest():
         load_models(settings(models=("purchase_30",)))
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("repeat.yml", "name it repeat.yaml, or it is not read"),
+     ("a'b.yaml", "may not hold quotes, colons or slashes"),
+     ("other.yaml", "name: 'repeat', must be the file's: 'other'")],
+)  # fmt: skip
+def test_a_model_file_that_is_misnamed_says_how_to_name_it(tmp_path, file, message):
+    (tmp_path / "models").mkdir()
+    text = (shipped("models") / "purchase_30d.yaml").read_text()
+    (tmp_path / "models" / file).write_text(text.replace("purchase_30d\n", "repeat\n", 1))
+    with pytest.raises(ConfigError, match=message):
+        load_models(settings(home=tmp_path))
+
+
 def test_fingerprints_tell_specifications_apart():
     spec = load_spec(shipped("models") / "purchase_30d.yaml", ModelSpec)
     assert spec.fingerprint() == spec.model_copy().fingerprint()

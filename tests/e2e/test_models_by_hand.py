@@ -2,13 +2,16 @@
 
 import shutil
 
+import mlflow
 import pytest
 from conftest import ROOT
 
 import cdp_ml
 from cdp_ml import online
+from cdp_ml.config import load_settings
 from cdp_ml.errors import ConfigError, NotPromotedError
 from cdp_ml.learn import uplift_training
+from cdp_ml.learn.registry import tracking_uri
 
 UPLIFT = "spring_2026_uplift"
 QUICK = """
@@ -23,6 +26,8 @@ features: customer_traits
 label: {event: email_opened, within_days: 14}
 population: emails_sent_90d >= 1
 snapshots: {count: 3, every_days: 14}
+segments:
+  openers: {top: 0.1, consent: marketng}
 """
 CATEGORY = """
 name: category_60d
@@ -44,6 +49,11 @@ def versions_that_scored(home, model, table="scores"):
     cdp = cdp_ml.open(home)
     scores = cdp.table(table).filter(lambda t: (t.model == model) & (t.as_of == cdp.as_of))
     return set(scores.model_version.to_pyarrow().to_pylist())
+
+
+def metrics_in_mlflow(home, model, version):
+    client = mlflow.MlflowClient(tracking_uri(load_settings(home)))
+    return client.get_run(client.get_model_version(model, str(version)).run_id).data.metrics
 
 
 def train_and_promote(home, model):
@@ -86,7 +96,7 @@ def test_next_items_are_judged_and_the_campaign_is_too_small(demo_workspace):
     assert frame["customer_id"].is_unique
     assert set(frame["label"]) == {0.0, 1.0}
     lines = cdp.training_set("next_category")
-    assert list(lines) == ["customer_id", "order_id", "event_timestamp", "item"]
+    assert list(lines) == ["as_of", "customer_id", "order_id", "event_timestamp", "item"]
 
 
 def test_people_train_promote_and_roll_back(copied, monkeypatch):
@@ -126,7 +136,7 @@ def test_what_is_not_there_is_said(demo_workspace):
         cdp.rollback("churn_90d")
 
 
-def test_a_new_propensity_is_a_new_file(copied):
+def test_a_new_propensity_is_a_new_file(copied, caplog):
     """Opening an e-mail, and buying of a category: no line of code."""
     products = cdp_ml.open(copied).table("products")
     counted = products.group_by("category").count().to_pyarrow().to_pylist()
@@ -145,3 +155,6 @@ def test_a_new_propensity_is_a_new_file(copied):
     drift = outcome.reports["score"]["metrics"]
     for name in (n for n, m in trained.items() if m["version"]):
         assert drift[name]["psi_score"] >= 0
+        logged = metrics_in_mlflow(copied, name, trained[name]["version"])
+        assert logged["psi_score"] == drift[name]["psi_score"]
+    assert "'openers': nobody consents to 'marketng'; did you mean 'marketing'" in caplog.text

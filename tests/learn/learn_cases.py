@@ -25,6 +25,17 @@ def propensity(**changes) -> ModelSpec:
     return ModelSpec(**{**given, **changes})
 
 
+def uplift(**changes) -> ModelSpec:
+    given = {
+        "name": "spring",
+        "task": "uplift",
+        "description": "Buys within 30 days because of the campaign.",
+        "features": "customer_traits",
+        "campaign": "spring",
+    }
+    return ModelSpec(**{**given, **changes})
+
+
 def clustering(**changes) -> ModelSpec:
     given = {
         "name": "clusters",
@@ -96,8 +107,7 @@ def fitted() -> Trained:
 def fitted_uplift() -> Trained:
     """A campaign whose treatment changes who visits often; fitted once for all tests."""
     estimator = {"folds": 2, "repeats": 1, "n_estimators": 30, "learning_rate": 0.1}
-    changed = {"name": "spring", "task": "uplift", "campaign": "spring", "estimator": estimator}
-    spec = propensity(**changed)
+    spec = uplift(estimator=estimator)
     start = AS_OF - dt.timedelta(days=60)
     return train(spec, campaign_at(start), time_split(spec, AS_OF, FIRST_FACT, {"spring": start}))
 

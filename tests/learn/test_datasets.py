@@ -14,6 +14,7 @@ from learn_cases import (
     propensity,
     split_of,
     training_frame,
+    uplift,
 )
 
 from cdp_ml.errors import ConfigError, ContractError, LeakageError, NotPromotedError
@@ -64,7 +65,7 @@ def test_no_training_label_is_younger_than_the_test(horizon, every, count, histo
 
 
 def uplift_split(began, as_of=AS_OF):
-    spec = propensity(task="uplift", campaign="spring_2026", label={"within_days": 30})
+    spec = uplift(campaign="spring_2026", label={"within_days": 30})
     return time_split(spec, as_of, AS_OF - 900 * DAY, began)
 
 

@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from cdp_ml.config import ModelSpec, Settings, load_models
 
+PROPENSITY = {"task": "propensity", "features": "purchase_30d"}
+CLUSTERS = {"task": "clustering", "features": "clusters"}
 UPLIFT = {"task": "uplift", "features": "purchase_30d", "campaign": "spring"}
 
 
@@ -28,11 +30,22 @@ def test_next_items_need_no_features():
     [
         ({"task": "propensity"}, "features: is missing"),
         ({"task": "uplift", "campaign": "spring"}, "features: is missing"),
-        ({"task": "uplift", "features": "all"}, "campaign: an uplift model"),
-        ({**UPLIFT, "task": "propensity"}, "campaign: an uplift model, and no other"),
-        ({"task": "next_category", "features": "all"}, "features: a next_category model"),
-        ({"task": "next_category", "segments": {"a": {"top": 0.1}}}, "segments: a next_category"),
-        ({"task": "next_category", "population": "true"}, "population: a next_category"),
+        ({"task": "uplift", "features": "all"}, "campaign: is missing"),
+        ({**UPLIFT, "task": "propensity"}, "campaign: is for uplift, not for propensity"),
+        ({**UPLIFT, "snapshots": {"count": 3}}, "snapshots: is for propensity or value, not"),
+        (
+            {"task": "next_category", "features": "all"},
+            "features: is for .* next_category",
+        ),
+        ({"task": "next_category", "segments": {"a": {"top": 0.1}}}, "segments: is for"),
+        ({"task": "next_category", "population": "true"}, "population: is for"),
+        ({**CLUSTERS, "label": {"within_days": 7}}, "label: is for propensity or value or uplift"),
+        ({**CLUSTERS, "segments": {"a": {"top": 0.1}}}, "segments: .*not for clustering"),
+        ({**PROPENSITY, "beat_baselines_by": -0.1}, "greater than or equal to 0"),
+        ({**PROPENSITY, "label": {"within_days": 36_501}}, "less than or equal to 36500"),
+        ({**PROPENSITY, "label": {"within_days": 0}}, "greater than 0"),
+        ({**PROPENSITY, "snapshots": {"count": 1_001}}, "less than or equal to 1000"),
+        ({**PROPENSITY, "snapshots": {"every_days": 36_501}}, "less than or equal to 36500"),
         ({"task": "next_category", "top": 0}, "top"),
         ({"task": "next_category", "item": "brand"}, "'category' or 'product'"),
     ],

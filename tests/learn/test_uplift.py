@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, rows, utc
 from hypothesis import given
 from hypothesis import strategies as st
-from learn_cases import propensity
+from learn_cases import uplift
 
 from cdp_ml import workspace
 from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
@@ -315,6 +315,6 @@ def test_who_bought_and_was_merged_for_it_stays_in_the_experiment(con, tmp_path)
             "event_timestamp": pa.array([start] * 2, pa.timestamp("us", "UTC")),
         }
     )
-    spec = propensity(name="spring", task="uplift", campaign="spring")
+    spec = uplift()
     found = workspace._of_campaign(lake, con, spec, people, utc(2026, 7, 1))
     assert sorted(found["customer_id"].to_pylist()) == ["B", "C"]

@@ -88,6 +88,15 @@ def test_without_a_history_among_the_features_the_trees_predict_alone():
     assert "baseline_bgnbd/gini" not in alone.metrics
 
 
+def test_what_is_spent_on_a_category_is_not_mixed_with_what_is_expected_of_all_orders():
+    spec = value(label={"within_days": 90, "category": "cushions"})
+    narrow = train(spec, frame_of(spec), split(spec))
+    assert narrow.predictor.model.expectation is None
+    booster, customers = narrow.predictor.booster, shoppers_at(AS_OF, rows=20)
+    x = np.column_stack([customers[f].to_numpy().astype(float) for f in narrow.predictor.features])
+    np.testing.assert_allclose(narrow.predictor.predict(customers), booster.predict(x))
+
+
 def test_the_expectation_survives_being_written_down():
     model = fitted_value().predictor.model
     assert expectation_of(model.expectation_fields()) == model.expectation
