@@ -489,6 +489,9 @@ def train(run: Run) -> Report:
     }
     for name in model_versions(run):
         del run.lake.versions[model_key(name)]
+    labels = {f"labels_{name}" for name in run.models}
+    for table in [t for t in run.lake.versions if t.startswith("labels_") and t not in labels]:
+        del run.lake.versions[table]
     served = {n: m["version"] for n, m in models.items() if m["version"] is not None}
     run.lake.versions.update({model_key(name): version for name, version in served.items()})
     return {"models": models, "metrics": {n: m["metrics"] for n, m in models.items()}}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KEY = ("customer_id", "event_timestamp")
 AT_ONCE = 8192
 """Rows of a matrix that are filled at a time: as many as stay in the cache."""
+LOOKED_AT, SUSPICIOUS = 5_000, 0.98
+"""How many rows are looked at for a feature that alone has so high an AUC."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def matrix(frame: pa.Table | Mapping[str, Any], features: tuple[str, ...]) -> np
 def check_no_leak(frame: pa.Table, split: TimeSplit, name: str) -> None:
     """Refuse a training set that knows the future.
 
-    A row's features must not be from after its instant: every timestamp column beside
+    A row's features must not be from after its instant: every column of dates or times beside
     `event_timestamp` (such as the `ingested_at` of what a feature was computed from) is taken to
     say from when they are, or when they became known. Rows other than those of the test must
     have closed label windows by the test instant, and the test by `as_of`.
@@ -219,7 +221,8 @@ def check_no_leak(frame: pa.Table, split: TimeSplit, name: str) -> None:
 
     instants = frame["event_timestamp"]
     for field in frame.schema:
-        if pa.types.is_timestamp(field.type) and field.name != "event_timestamp":
+        dated = pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
+        if dated and field.name != "event_timestamp":
             late = pc.sum(pc.greater(frame[field.name].cast(instants.type), instants)).as_py()
             if late:
                 raise LeakageError(
@@ -255,6 +258,36 @@ def check_no_copy(x: np.ndarray, y: np.ndarray, features: tuple[str, ...], name:
                 "training rows without a fault: it was computed from after their instant; leave it "
                 "out of the feature service, or of 'inputs'"
             )
+
+
+def too_good(x: np.ndarray, y: np.ndarray, features: tuple[str, ...]) -> str:
+    """Warn of a feature that alone orders the outcomes nearly without a fault, in a sentence.
+
+    Args:
+        x: rows x features; some thousand of the rows are looked at.
+        y: the outcomes; of amounts, whether there was one.
+        features: names of the columns.
+
+    Returns:
+        The sentence, empty if there is no such feature.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    some = np.random.default_rng(1).permutation(len(x))[:LOOKED_AT]
+    happened = y[some] > 0
+    ones = happened.sum()
+    rank = rankdata(np.nan_to_num(x[some], nan=-np.inf), axis=0)
+    pairs = max(ones * (len(some) - ones), 1)
+    auc = (rank[happened].sum(axis=0) - ones * (ones + 1) / 2) / pairs
+    best = int(np.argmax(np.abs(auc - 0.5)))
+    if abs(auc[best] - 0.5) < SUSPICIOUS - 0.5:
+        return ""
+    return (
+        f"Too good to be true? Alone, '{features[best]}' has an AUC of "
+        f"{max(auc[best], 1 - auc[best]):.3f} in training: make sure that it tells nothing from "
+        "after its instant."
+    )
 
 
 def rows_at(frame: pa.Table, instants: tuple[datetime, ...]) -> pa.Table:

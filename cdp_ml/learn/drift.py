@@ -26,7 +26,7 @@ def profile(rows: pa.Table, features: tuple[str, ...], score: np.ndarray) -> Pro
     """What later customers are compared with: the features' and the score's distribution.
 
     Args:
-        rows: features of the training rows.
+        rows: features of the customers to compare with.
         features: the model's.
         score: of the test customers; those of rows learnt from would be too good.
     """

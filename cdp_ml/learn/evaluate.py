@@ -69,6 +69,10 @@ def check_learnable(y: np.ndarray, name: str, part: str) -> None:
     Raises:
         NotPromotedError: if fewer than `FEWEST` rows had the outcome, or did not have it.
     """
+    if not len(y):
+        raise NotPromotedError(
+            f"model '{name}': {part} has 0 rows: nobody is in its 'population' then"
+        )
     if not is_learnable(y):
         positives = int(y.sum())
         raise NotPromotedError(

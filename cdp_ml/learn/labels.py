@@ -31,8 +31,8 @@ def outcomes(facts: Table, products: Table, spec: ModelSpec) -> Table:
         spec: its `label` tells the type of event, and the category or product.
 
     Raises:
-        NotPromotedError: if no event is of the type, or no product of the category: nothing can be
-            learnt of it.
+        NotPromotedError: if no event is of the type, no product of the category, or there is no
+            such product: nothing can be learnt of it.
     """
     label = spec.label
     if label.event == "order":
@@ -41,6 +41,7 @@ def outcomes(facts: Table, products: Table, spec: ModelSpec) -> Table:
         found = facts.filter(facts.event_type == label.event)
         _check_event(facts, label.event, spec.name)
     if label.product is not None:
+        _check_product(products, facts, label.product, spec.name)
         found = found.filter(found.product_id == label.product)
     if label.category is None:
         return found
@@ -104,6 +105,17 @@ def _check_event(events: Table, event: str, model: str) -> None:
     if event not in found:
         hint = nearest(event, ["order", *sorted(found)])
         raise NotPromotedError(f"models/{model}.yaml: label.event: no event '{event}'; {hint}")
+
+
+def _check_product(products: Table, facts: Table, product: str, model: str) -> None:
+    """A product need not be listed if somebody bought or looked at it."""
+    listed, seen = (t.select("product_id").distinct() for t in (products, facts))
+    known = listed.union(seen, distinct=True).product_id.to_pyarrow().to_pylist()
+    if product not in known:
+        hint = nearest(product, [p for p in known if p])
+        raise NotPromotedError(
+            f"models/{model}.yaml: label.product: no product '{product}'; {hint}"
+        )
 
 
 def _check_category(products: Table, category: str, name: str) -> None:

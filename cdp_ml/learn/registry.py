@@ -192,9 +192,13 @@ def _crown(client: MlflowClient, name: str, version: int, former: list[int]) -> 
     try:
         client.set_registered_model_alias(name, CHAMPION, str(version))
     except MlflowException:
-        raise NotPromotedError(
-            f"model '{name}' has no version {version}; 'cdp-ml ui' shows those there are"
-        ) from None
+        there = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+        hint = (
+            f"it has {', '.join(map(str, there))}" if there else "'cdp-ml refresh' makes the first"
+        )
+        raise NotPromotedError(f"model '{name}' has no version {version}; {hint}") from None
+    if client.get_model_version(name, str(version)).tags.get("promoted") == "false":
+        client.set_model_version_tag(name, str(version), "promoted", "by hand")
     noted = former if former[-1:] == [version] else [*former, version]
     client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(noted))
     if _version_by_alias(client, name, CHALLENGER) == version:

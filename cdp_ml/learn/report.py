@@ -122,7 +122,7 @@ def write_report(trained: Trained, folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     (folder / "model_card.md").write_text(model_card(trained), encoding="utf-8")
     (folder / "report.html").write_text(_page(trained, folder / "plots"), encoding="utf-8")
-    if any(name.startswith("champion/") for name in trained.evaluation.metrics):
+    if trained.champion is not None:
         (folder / "champion.md").write_text(comparison(trained), encoding="utf-8")
 
 
@@ -144,7 +144,7 @@ def comparison(trained: Trained) -> str:
             lines.append(f"| {_label(name)} | {' | '.join(cells)} |")
     return "\n".join(
         [
-            f"# {trained.spec.name}: challenger and champion\n",
+            f"# {trained.spec.name}: challenger and champion (version {trained.champion})\n",
             f"{trained.verdict}\n",
             f"{_against_champion(found)}\n",
             f"Both scored the same {tested:,} customers as of {split.test:%Y-%m-%d}; intervals are "
@@ -755,9 +755,12 @@ def parameters(trained: Trained) -> Mapping[str, str]:
         "features": str(len(trained.predictor.features)),
         "excluded_features": ", ".join(trained.excluded) or "none",
         "as_of": f"{split.as_of:%Y-%m-%d}",
+        "cadence_days": str(spec.cadence_days),
     }
     if spec.features:
-        common["population"] = spec.population
+        common |= {"feature_service": spec.features, "population": spec.population}
+    if spec.task in ("propensity", "value"):
+        common["beat_baselines_by"] = f"{spec.beat_baselines_by:g}"
     if spec.task != "clustering":
         common |= {
             "horizon_days": str(split.horizon.days),

@@ -21,6 +21,7 @@ from cdp_ml.learn.datasets import (
     feature_names,
     matrix,
     rows_at,
+    too_good,
 )
 from cdp_ml.learn.drift import SCORE, Drift, Profile, profile
 from cdp_ml.learn.evaluate import (
@@ -66,8 +67,9 @@ class Trained:
     `typical` is the median of each feature (an example without personal data), `excluded` the
     features without at least two values, `importance` the trees' total gain by feature. `outcomes`
     and `scores` (of `model`, of each baseline, and of the `champion`) are those of the test rows.
-    `choice` tells what was tried, `profile` what later customers are compared with; `explained`
-    holds the features of some test rows and their contributions to the scores.
+    `choice` tells what was tried, `profile` what later customers are compared with: those of the
+    test, the newest that the model was judged on. `explained` holds the features of some test rows
+    and their contributions to the scores, `champion` is the version that it was compared with.
     """
 
     spec: ModelSpec
@@ -84,6 +86,7 @@ class Trained:
     choice: Choice | None = None
     profile: Profile = field(default_factory=dict)
     explained: tuple[np.ndarray, np.ndarray] | None = None
+    champion: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -142,11 +145,10 @@ def train(
     fit = {"next_category": _train_next, "uplift": _train_uplift}.get(spec.task, _train_supervised)
     unlike = _why_not_compared(champion, table, split) if champion else ""
     trained = fit(spec, table, split, None if unlike else champion)
-    if not unlike:
-        return trained
-    return replace(
-        trained, evaluation=replace(trained.evaluation, verdict=f"{trained.verdict} {unlike}")
-    )
+    if unlike:
+        said = f"{trained.verdict} {unlike}"
+        return replace(trained, evaluation=replace(trained.evaluation, verdict=said))
+    return replace(trained, champion=champion.version) if champion else trained
 
 
 def _why_not_compared(champion: Predictor, table: pa.Table, split: TimeSplit) -> str:
@@ -174,6 +176,7 @@ def _train_supervised(
     features, excluded = _informative(spec, past)
     x = matrix(past, features)
     check_no_copy(x, y, features, spec.name)
+    doubt = too_good(x, y, features)
     choice = choose(spec, past, split, features)
     newest = matrix(rows_at(past, split.train[-1:]), features)
     logistic = estimators.fit_logistic(x, y) if spec.task == "propensity" else None
@@ -184,9 +187,10 @@ def _train_supervised(
     judge = judge_value if spec.task == "value" else judge_propensity
     theirs = champion.predict(test) if champion else None
     judged = judge(spec.name, y_test, score, rivals, spec.beat_baselines_by, theirs)
+    judged = replace(judged, verdict=f"{judged.verdict} {doubt}".strip())
     seasonal = _seasonal(past, features)  # differ they must: that is no drift
-    profiled = profile(past, tuple(f for f in features if f not in seasonal), score)
-    tables = _tables(choice, profiled, test, score)
+    watched = tuple(f for f in features if f not in seasonal)
+    tables = _tables(choice, profile(past, watched, score), test, score)
     gain = predictor.booster.feature_importance("gain", choice.parameters["n_estimators"])
     return Trained(
         spec=spec,
@@ -206,7 +210,7 @@ def _train_supervised(
         outcomes=y_test,
         scores={"model": score, **rivals, **({} if theirs is None else {"champion": theirs})},
         choice=choice,
-        profile=profiled,
+        profile=profile(test, watched, score),
         explained=_explained(predictor, test),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cdp_ml.errors import ContractError, NotPromotedError
+from cdp_ml.errors import ContractError, NotPromotedError, nearest
 from cdp_ml.learn.datasets import as_arrow, matrix
 
 if TYPE_CHECKING:
@@ -97,9 +97,11 @@ def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: s
         _check_complete(table, column, name)
     treated = pc.equal(table["arm"], treatment).to_numpy().astype(float)
     if not 0 < treated.sum() < len(treated):
+        arms = pc.unique(table["arm"]).to_pylist()
+        hint = "an effect shows only beside customers who were left out"
         raise NotPromotedError(
             f"model '{name}': {int(treated.sum())} of {len(treated)} customers are in the arm "
-            f"'{treatment}'; an effect shows only beside customers who were left out"
+            f"'{treatment}'; {hint if treatment in arms else nearest(treatment, arms)}"
         )
     return Experiment(matrix(table, features), treated, matrix(table, ("label",))[:, 0], features)
 

@@ -134,6 +134,12 @@ def test_a_category_is_that_of_the_products_bought(con):
     assert by_customer(labels_of(con, spine("a", "b"), lines, spec)) == {"a": 1.0, "b": 0.0}
 
 
+def test_a_product_that_nobody_lists_or_buys_is_named_with_the_nearest(con):
+    spec = propensity(label={"product": "p22"})
+    with pytest.raises(NotPromotedError, match=r"purchase_30d.yaml: label.product.*'p22'.*'p2'"):
+        labels_of(con, spine("a"), bought(("a", "p1", 1.0, 5.0, 0.0)), spec)
+
+
 def test_a_category_that_no_product_has_is_named_with_the_nearest(con):
     spec = propensity(label={"category": "cushion"})
     with pytest.raises(NotPromotedError, match=r"purchase_30d.yaml: label.category.*'cushions'"):

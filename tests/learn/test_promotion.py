@@ -10,7 +10,7 @@ from learn_cases import fitted
 from cdp_ml import steps
 from cdp_ml.config import IdentitySpec, Settings, load_models
 from cdp_ml.contracts import arrow_schema
-from cdp_ml.errors import NotPromotedError
+from cdp_ml.errors import LeakageError, NotPromotedError
 from cdp_ml.journal import Journal
 from cdp_ml.lake import Lake, publish
 from cdp_ml.learn import registry
@@ -91,6 +91,42 @@ def test_what_a_refresh_promotes_is_not_taken_for_a_decision_of_people(settings)
     assert steps.training_inputs(run_of(settings, 2)) == before
     served(settings, 2)
     assert steps.training_inputs(run_of(settings, 2)) == before
+
+
+def test_a_version_that_people_promoted_against_the_gate_says_so(settings):
+    client = registry._client(settings)
+    client.set_model_version_tag(NAME, "3", "promoted", "false")
+    registry.promote(settings, NAME, 3)
+    assert client.get_model_version(NAME, "3").tags["promoted"] == "by hand"
+    assert client.get_model_version(NAME, "2").tags["promoted"] == "true"
+
+
+def test_a_version_that_is_not_there_names_those_that_are(settings):
+    with pytest.raises(NotPromotedError, match="no version 9; it has 1, 2, 3"):
+        registry.promote(settings, NAME, 9)
+    with pytest.raises(NotPromotedError, match="no version 1; 'cdp-ml refresh' makes the first"):
+        registry.promote(settings, "nobody", 1)
+
+
+def test_the_labels_of_a_model_that_is_gone_go_too(settings):
+    run = run_of(settings, 1)
+    labels = pa.Table.from_pylist([], arrow_schema("labels_churn"))
+    for name in (NAME, "churn"):
+        run.lake.write(f"labels_{name}", labels)
+    steps.train(run)
+    assert [t for t in run.lake.versions if t.startswith("labels_")] == [f"labels_{NAME}"]
+
+
+def test_a_leak_is_that_models_verdict_and_stops_no_other(settings, monkeypatch):
+    def leaks(*given):
+        raise LeakageError("model 'purchase_30d': the feature 'x' tells the outcome")
+
+    monkeypatch.setattr(steps, "training_frame", leaks)
+    run = run_of(settings, 1)
+    run.journal.steps["ingest"]["report"]["first_fact"] = "2025-01-01T00:00:00+00:00"
+    found = steps._train_model(run, fitted().spec)
+    assert found["version"] == 1, "the champion goes on"
+    assert "tells the outcome" in found["verdict"]
 
 
 def test_rolling_back_serves_the_champion_before(settings):

@@ -28,6 +28,7 @@ from cdp_ml.config import ModelSpec, load_spec
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn import estimators
 from cdp_ml.learn.datasets import time_split
+from cdp_ml.learn.drift import Drift
 from cdp_ml.learn.report import (
     _markdown,
     candidates,
@@ -249,11 +250,36 @@ def test_a_copy_of_the_outcome_among_the_features_is_refused():
         train(propensity(), copied, split_of(propensity()))
 
 
+def test_a_feature_that_tells_nearly_all_of_the_outcome_is_doubted():
+    """As what was computed too late, of which some is missing; what orders less is no reason."""
+    frame, random = training_frame(propensity()), np.random.default_rng(1)
+    noisy = frame["label"].to_numpy() + (random.random(frame.num_rows) < 0.01)
+    found = train(
+        propensity(), frame.append_column("late", pa.array(noisy)), split_of(propensity())
+    )
+    assert "Alone, 'late' has an AUC of 0.99" in found.verdict
+    assert "Alone" not in fitted().verdict
+
+
+def test_later_customers_are_compared_with_those_of_the_test():
+    """What grows with time has moved since the first snapshots before anything changed."""
+    spec, split = propensity(), split_of(propensity())
+    drift = Drift(fitted().profile)
+    drift.count(customers_at(split.test))
+    assert set(drift.table()["psi"].to_pylist()) == {0.0}
+    assert spec.name == fitted().spec.name
+
+
 def test_features_that_became_known_after_their_instant_are_refused():
     frame = training_frame(propensity())
     late = pc.add(frame["event_timestamp"], pa.scalar(1, pa.duration("us")))
     with pytest.raises(LeakageError, match="whose 'ingested_at' lies after their instant"):
         train(propensity(), frame.append_column("ingested_at", late), split_of(propensity()))
+    days = late.cast("date32")
+    tomorrow = pa.array([d + dt.timedelta(days=1) for d in days.to_pylist()])
+    with pytest.raises(LeakageError, match="whose 'seen_on' lies after their instant"):
+        train(propensity(), frame.append_column("seen_on", tomorrow), split_of(propensity()))
+    frame = frame.append_column("seen_on", days)
     known = frame.append_column("ingested_at", frame["event_timestamp"])
     assert train(propensity(), known, split_of(propensity())).metrics == fitted().metrics
 
@@ -264,6 +290,7 @@ def test_the_champion_and_the_challenger_are_compared_in_a_document(tmp_path):
     write_report(again, tmp_path)
     text = (tmp_path / "champion.md").read_text(encoding="utf-8")
     assert again.verdict in text
+    assert "champion (version 0)" in text
     assert "| log-loss |" in text
     (log_loss,) = [x for x in text.splitlines() if x.startswith("| log-loss |")]
     assert log_loss.endswith("| 0 |")
