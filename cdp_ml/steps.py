@@ -26,6 +26,7 @@ from cdp_ml.workspace import (
     instants_of,
     people_at,
     purchase_lines,
+    purchases_from,
     training_frame,
     with_labels,
 )
@@ -610,7 +611,7 @@ def score(run: Run) -> Report:
             lines = purchase_lines(run.lake, run.con, spec, run.as_of)
             rows = recommend_items(predictor, lines, run.as_of, spec.top)
             found["recommendations"].append(rows)
-            metrics[name] = {"rows": rows.num_rows}
+            metrics[name] = {"rows": rows.num_rows, **_realized(run, spec, predictor)}
         else:
             rows, metrics[name] = _score_model(run, spec, predictor)
             found["scores"].append(rows)
@@ -654,32 +655,48 @@ def _realized(run: Run, spec: ModelSpec, predictor: Predictor) -> dict[str, floa
 
     Nothing, if they were given for another question than the specification asks by now.
     """
-    from cdp_ml.learn.evaluate import realized_metrics
     from cdp_ml.learn.registry import load_model, log_monitoring
 
-    if spec.task not in ("propensity", "value"):
+    if spec.task in ("uplift", "clustering"):
         return {}
-    s = run.read("scores")
-    closed = run.as_of - timedelta(days=spec.label.within_days)
-    mature = s.filter(s.model == spec.name, s.as_of <= closed)
-    newest = mature.filter(mature.as_of == mature.as_of.max())
-    given = run.con.to_pyarrow(newest.rename(event_timestamp="as_of"))
+    ahead = spec.label.within_days
+    if spec.task == "next_category":
+        ahead = predictor.model.parameters["within_days"]
+    given = _given_by(run, spec, run.as_of - timedelta(days=ahead))
     if not given.num_rows:
         return {}
     version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
     try:
         same = version == predictor.version
         gave = predictor if same else load_model(run.settings, spec.name, version)
-        if not gave.answers(spec):
-            return {}
-        known = with_labels(run.lake, run.con, spec, given, run.as_of)
+        found = _worth(run, spec, given, ahead) if gave.answers(spec) else {}
     except NotPromotedError as error:  # the model's files are gone, or what its label is about
         log.warning("%s", error)
         return {}
-    outcome, score = (known[c].to_numpy() for c in ("label", "score"))
-    found = realized_metrics(outcome, score, spec.task)
     log_monitoring(run.settings, spec.name, version, found, instant)
     return found
+
+
+def _given_by(run: Run, spec: ModelSpec, closed: datetime) -> pa.Table:
+    """A model's newest scores, or recommendations, of no later than an instant."""
+    given = run.read("recommendations" if spec.task == "next_category" else "scores")
+    mature = given.filter(given.model == spec.name, given.as_of <= closed)
+    newest = mature.filter(mature.as_of == mature.as_of.max())
+    return run.con.to_pyarrow(newest.rename(event_timestamp="as_of"))
+
+
+def _worth(run: Run, spec: ModelSpec, given: pa.Table, ahead: float) -> dict[str, float]:
+    """What scores or recommendations were worth, by what is known by now of so many days."""
+    from cdp_ml.learn.evaluate import realized_metrics
+    from cdp_ml.learn.next_category_training import realized_recall
+
+    if spec.task == "next_category":
+        start = given["event_timestamp"][0].as_py()
+        lines = purchases_from(run.lake, run.con, spec, start, ahead, run.as_of)
+        return realized_recall(given, lines)
+    known = with_labels(run.lake, run.con, spec, given, run.as_of)
+    outcome, score = (known[c].to_numpy() for c in ("label", "score"))
+    return realized_metrics(outcome, score, spec.task)
 
 
 def segments(run: Run) -> Report:

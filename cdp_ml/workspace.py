@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -697,31 +697,42 @@ def purchase_lines(lake: Lake, con: SQLBackend, spec: ModelSpec, as_of: datetime
     return con.to_pyarrow(lines.order_by(lines.columns))
 
 
+def purchases_from(
+    lake: Lake, con: SQLBackend, spec: ModelSpec, start: datetime, days: float, as_of: datetime
+) -> pa.Table:
+    """What customers bought within so many days from an instant, as outcomes are known at `as_of`.
+
+    Returns:
+        The columns of `purchase_lines`; a line stands under each id that its customer ever had
+        (`training_frame`).
+    """
+    from cdp_ml.learn.next_category_purchases import order_lines
+
+    orders = _keyed(lake, con, "transactions", as_of)
+    at = orders.event_timestamp
+    ahead = orders.filter(at >= start, at < start + timedelta(days=days))
+    ahead = _under_former_ids(ahead, lake.read("crosswalk", con), as_of)
+    lines = order_lines(ahead, lake.read("products", con), spec.item)
+    return con.to_pyarrow(lines.order_by(lines.columns))
+
+
 def purchase_windows(lake: Lake, con: SQLBackend, spec: ModelSpec, split: TimeSplit) -> pa.Table:
     """What customers had bought at each instant, and what they bought within the horizon from it.
 
     Returns:
-        as_of (the instant) and the columns of `purchase_lines`: lines before the instant as was
-        known then, with the customer who was then known to be behind each; lines from it on as
-        outcomes are known (`training_frame`).
+        as_of (the instant), and the columns of `purchase_lines`: those as of the instant, followed
+        by those of `purchases_from` it.
     """
     import pyarrow as pa
 
-    from cdp_ml.learn.next_category_purchases import order_lines
-
-    products, crosswalk = lake.read("products", con), lake.read("crosswalk", con)
-    known = _keyed(lake, con, "transactions", split.as_of)
-    known = _under_former_ids(known, crosswalk, split.as_of)
-
-    def window(instant: datetime) -> pa.Table:
-        at, past = known.event_timestamp, _keyed(lake, con, "transactions", instant)
-        ahead = known.filter(at >= instant, at < instant + split.horizon)
-        lines = order_lines(past.union(ahead.select(past.columns)), products, spec.item)
-        found = con.to_pyarrow(lines.order_by(lines.columns))
+    days = split.horizon / timedelta(days=1)
+    parts = []
+    for instant in split.instants:
+        ahead = purchases_from(lake, con, spec, instant, days, split.as_of)
+        found = pa.concat_tables([purchase_lines(lake, con, spec, instant), ahead])
         stamp = pa.repeat(pa.scalar(instant, pa.timestamp("us", "UTC")), found.num_rows)
-        return found.add_column(0, "as_of", stamp)
-
-    return pa.concat_tables([window(instant) for instant in split.instants])
+        parts.append(found.add_column(0, "as_of", stamp))
+    return pa.concat_tables(parts)
 
 
 def _of_campaign(

@@ -198,6 +198,31 @@ def _judged(name: str, metrics: dict[str, Estimate], top: int, buyers: int) -> E
     return Evaluation(metrics, {}, True, f"{name} is promoted: {compared}.")
 
 
+def realized_recall(offered: pa.Table, lines: pa.Table) -> dict[str, float]:
+    """What recommendations turned out to be worth, once it is known what customers bought next.
+
+    Args:
+        offered: customer_id and item, one row each.
+        lines: customer_id and item of what was bought from then on; of others too.
+
+    Returns:
+        realized_recall (the mean share of what a customer bought that was offered) over the
+        customers who were offered and bought something; nothing if they are fewer than `FEWEST`.
+    """
+    import pyarrow.compute as pc
+
+    key = ["customer_id", "item"]
+    known = pc.is_in(lines["customer_id"], offered["customer_id"].combine_chunks())
+    bought = lines.filter(known).select(key).drop_null().group_by(key).aggregate([])
+    found = bought.join(offered.select(key), key, join_type="inner")
+    hit, all_ = (t.group_by("customer_id").aggregate([("item", "count")]) for t in (found, bought))
+    if all_.num_rows < FEWEST:
+        return {}
+    each = all_.join(hit, "customer_id", right_suffix="_hit")
+    shares = pc.divide(pc.fill_null(each["item_count_hit"], 0).cast("float64"), each["item_count"])
+    return {"realized_recall": pc.mean(shares).as_py()}
+
+
 def hits(p: Purchases, ranked: Ranked, future: np.ndarray, top: int) -> np.ndarray:
     """Recall and NDCG of each customer who bought something, two columns."""
     import numpy as np

@@ -25,7 +25,13 @@ from cdp_ml.learn.next_category_purchases import (
     order_lines,
     purchases_before,
 )
-from cdp_ml.learn.next_category_training import fit_ranker, hits, judge_next, train_next
+from cdp_ml.learn.next_category_training import (
+    fit_ranker,
+    hits,
+    judge_next,
+    realized_recall,
+    train_next,
+)
 from cdp_ml.workspace import purchase_windows
 
 QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
@@ -165,6 +171,20 @@ def test_the_champion_is_compared_on_the_same_window(trial):
     assert weaker.metrics["recall_at_2_gain"].low > 0, "of the baselines it beats the best"
     assert not weaker.promoted
     assert "its interval must not reach below 0" in weaker.verdict
+
+
+def test_what_recommendations_turned_out_to_be_worth_by_hand():
+    """Of two items that each bought one had been offered; of who was offered nothing, nothing."""
+    ids = [f"c{n}" for n in range(50)]
+    offered = pa.table({"customer_id": ids * 2, "item": ["x"] * 50 + ["y"] * 50})
+    bought_ = {"customer_id": [*ids, *ids, *ids[:25], "other"]}
+    bought_["item"] = ["x"] * 50 + ["z"] * 50 + ["y"] * 25 + ["x"]
+    lines = pa.table(bought_)
+    expected = (25 * 2 / 3 + 25 / 2) / 50
+    assert realized_recall(offered, lines) == {"realized_recall": pytest.approx(expected)}
+    doubled = pa.concat_tables([lines, lines])
+    assert realized_recall(offered, doubled) == realized_recall(offered, lines)
+    assert realized_recall(offered, lines.slice(1, 48)) == {}
 
 
 def test_each_window_is_learned_from_as_it_was_seen_then():

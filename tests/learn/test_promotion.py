@@ -2,10 +2,11 @@
 
 import datetime as dt
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from learn_cases import fitted
+from learn_cases import fitted, fitted_next
 
 from cdp_ml import steps
 from cdp_ml.config import IdentitySpec, Settings, load_models
@@ -180,6 +181,34 @@ def test_scores_are_judged_once_their_windows_have_closed(settings, monkeypatch)
 
     monkeypatch.setattr(steps, "with_labels", gone)
     assert steps._realized(run, fitted().spec, gave) == {}, "no reason to stop the refresh"
+
+
+def test_recommendations_are_judged_once_their_window_has_closed(settings, monkeypatch):
+    run, spec = run_of(settings, 1), fitted_next().spec
+    gave, old = replace(fitted_next().predictor, version=1), NOW - dt.timedelta(days=30)
+    rows = [
+        {
+            "model": spec.name,
+            "model_version": 1,
+            "customer_id": f"c{i}",
+            "as_of": at,
+            "item": item,
+            "rank": 1,
+        }
+        for at, item in ((old, "covers"), (NOW - dt.timedelta(days=29), "bulbs"))
+        for i in range(60)
+    ]
+    run.lake.write("recommendations", pa.Table.from_pylist(rows, arrow_schema("recommendations")))
+    asked = []
+
+    def bought(lake, con, spec, start, days, as_of):
+        asked.append((start, days, as_of))
+        items = ["covers"] * 45 + ["bulbs"] * 15
+        return pa.table({"customer_id": [f"c{i}" for i in range(60)], "item": items})
+
+    monkeypatch.setattr(steps, "purchases_from", bought)
+    assert steps._realized(run, spec, gave) == {"realized_recall": 0.75}
+    assert asked == [(old, 30, NOW)]
 
 
 def test_a_champion_of_another_question_serves_no_more(settings):
