@@ -101,8 +101,7 @@ def open_online(settings: Settings) -> Online:
     root = settings.lake
     run = published_run(root)
     versions = run["versions"]
-    # Not from models/: what somebody writes there counts, and can be wrong, in the next refresh.
-    specs = run["summary"]["train"]["models"]
+    specs = models_of(run)
     lake = Lake(root, versions)
     index = _index(lake, settings, run["as_of"])
     online = Online(
@@ -120,6 +119,22 @@ def open_online(settings: Settings) -> Online:
     )
     _warm(online)
     return online
+
+
+def models_of(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Task, description and feature service of each model as a published run knew them.
+
+    Not from models/: what somebody writes there counts, and can be wrong, in the next refresh.
+
+    Raises:
+        CdpError: if an older version of cdp-ml published the run, without these.
+    """
+    found: dict[str, dict[str, Any]] = run["summary"]["train"]["models"]
+    if any("features" not in model for model in found.values()):
+        raise CdpError(
+            "an older version of cdp-ml published the last run; run 'cdp-ml refresh' to serve it"
+        )
+    return found
 
 
 def score(online: Online, customer_id: str, model: str, reasons: bool = True) -> dict[str, Any]:

@@ -158,6 +158,7 @@ def _somebody(settings: Settings) -> tuple[str, str]:
     """A customer and a model that scored the customer in the published run."""
     from cdp_ml.engine import connect
     from cdp_ml.lake import Lake, published_run
+    from cdp_ml.online import models_of
 
     run = published_run(settings.lake)
     scores = Lake(settings.lake, run["versions"]).read("scores", connect(settings.engine))
@@ -165,8 +166,8 @@ def _somebody(settings: Settings) -> tuple[str, str]:
     anybody = scores.group_by("model").aggregate(customer_id=scores.customer_id.min())
     scored = {r["model"]: r["customer_id"] for r in anybody.to_pyarrow().to_pylist()}
     # A propensity first: its answer has reasons to show.
-    specs = run["summary"]["train"]["models"]
-    for name in sorted(scored, key=lambda name: specs[name]["task"] != "propensity"):
+    specs = models_of(run)
+    for name in sorted(scored, key=lambda name: (specs[name]["task"] != "propensity", name)):
         return scored[name], name
     raise NotPromotedError("no model has scored anybody yet; 'cdp-ml refresh' says why")
 

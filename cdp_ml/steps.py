@@ -502,7 +502,7 @@ def _is_fresh(run: Run, name: str) -> bool:
     """Whether a model's last training still holds: same specification, within its cadence."""
     trained = run.report("train").get("models", {}).get(name)
     # What had too little data is tried each time; what was refused waits, or chance would decide.
-    if run.force or trained is None or not (trained["version"] or trained["metrics"]):
+    if run.force or trained is None or not trained.get("trained"):
         return False
     if trained["specification"] != _specification(run, name):
         return False
@@ -566,17 +566,18 @@ def _train_model(run: Run, spec: ModelSpec) -> dict[str, Any]:
         split = time_split(spec, run.as_of, run.first_fact, run.campaigns)
         frame = training_frame(run.settings, run.lake, run.con, spec, split)
         if champion and spec.features and set(champion.features) - set(frame.column_names):
-            champion, base["version"] = None, None  # its features are gone
+            base["version"] = None  # its features are gone
         if "label" in frame.column_names:
             labels = frame.select(["customer_id", "event_timestamp", "label"])
             run.lake.write(f"labels_{spec.name}", labels)
         trained = train(spec, frame, split, champion)
     except (NotPromotedError, LeakageError) as refusal:
-        return {**base, "metrics": {}, "verdict": str(refusal)}
+        return {**base, "trained": False, "metrics": {}, "verdict": str(refusal)}
     read = {t: v for t, v in run.lake.versions.items() if run.lake.has(t)}
     version = registry.log_run(run.settings, trained, read, run.run_id)
     return {
         **base,
+        "trained": True,
         "version": version if trained.promoted else base["version"],
         "metrics": trained.metrics,
         "verdict": trained.verdict,
@@ -597,7 +598,7 @@ def model_versions(run: Run) -> dict[str, int]:
 def score(run: Run) -> Report:
     """Score the eligible customers with each served model; scores of former instants stay.
 
-    And watch the models: how far customers and scores have drifted from those of the training, and
+    And watch the models: how far customers and scores have drifted from those of the test, and
     what earlier scores turned out to be worth once their label windows had closed.
     """
     from cdp_ml.learn.registry import load_model
@@ -659,22 +660,27 @@ def _realized(run: Run, spec: ModelSpec, predictor: Predictor) -> dict[str, floa
 
     if spec.task in ("uplift", "clustering"):
         return {}
-    ahead = spec.label.within_days
-    if spec.task == "next_category":
-        ahead = predictor.model.parameters["within_days"]
+    ahead = _days_ahead(spec, predictor)
     given = _given_by(run, spec, run.as_of - timedelta(days=ahead))
     if not given.num_rows:
         return {}
     version, instant = given["model_version"][0].as_py(), given["event_timestamp"][0].as_py()
     try:
-        same = version == predictor.version
-        gave = predictor if same else load_model(run.settings, spec.name, version)
-        found = _worth(run, spec, given, ahead) if gave.answers(spec) else {}
+        is_served = version == predictor.version
+        gave = predictor if is_served else load_model(run.settings, spec.name, version)
+        same = gave.answers(spec) and ahead == _days_ahead(spec, gave)
+        found = _worth(run, spec, given, ahead) if same else {}
     except NotPromotedError as error:  # the model's files are gone, or what its label is about
         log.warning("%s", error)
         return {}
     log_monitoring(run.settings, spec.name, version, found, instant)
     return found
+
+
+def _days_ahead(spec: ModelSpec, predictor: Predictor) -> float:
+    if spec.task == "next_category":
+        return float(predictor.model.parameters["within_days"])
+    return spec.label.within_days
 
 
 def _given_by(run: Run, spec: ModelSpec, closed: datetime) -> pa.Table:

@@ -185,7 +185,8 @@ class Workspace:
             ConfigError: if there is no such model, or its specification is wrong.
             NotPromotedError: if the history is too short for a time split.
         """
-        spec, split = self._checked(model), self._known_split(model, as_of)
+        spec = self._checked(model)
+        split = self._known_split(spec, as_of)
         return training_frame(self.settings, self.lake, self.con, spec, split).to_pandas()
 
     def train(
@@ -215,9 +216,8 @@ class Workspace:
         from cdp_ml.learn import registry
         from cdp_ml.learn.training import train
 
-        spec, split = self._checked(model), self._known_split(model, as_of)
-        if estimator is not None:
-            spec = spec.model_copy(update={"estimator": dict(estimator)})
+        spec = self._checked(model, estimator)
+        split = self._known_split(spec, as_of)
         frame = training_frame(self.settings, self.lake, self.con, spec, split)
         serving = registry.champion_version(self.settings, model)
         champion = registry.load_champion(self.settings, spec, serving)
@@ -266,6 +266,9 @@ class Workspace:
             NotPromotedError: if the history is too short for a time split, or for uplift if there
                 is no such campaign, or its outcomes are not known yet.
         """
+        return self._split(self._spec(model), as_of)
+
+    def _split(self, spec: ModelSpec, as_of: datetime | None) -> TimeSplit:
         from cdp_ml.learn.datasets import time_split
 
         if as_of is not None:
@@ -276,17 +279,17 @@ class Workspace:
                 f"{self.as_of:%Y-%m-%d %H:%M}: what comes of it is not known yet; "
                 "run 'cdp-ml refresh' first"
             )
-        return time_split(self._spec(model), as_of or self.as_of, self._first_fact, self._campaigns)
+        return time_split(spec, as_of or self.as_of, self._first_fact, self._campaigns)
 
-    def _known_split(self, model: str, as_of: datetime | None) -> TimeSplit:
+    def _known_split(self, spec: ModelSpec, as_of: datetime | None) -> TimeSplit:
         """The same, if the run computed features as of its test."""
-        split = self.split(model, as_of)
+        split = self._split(spec, as_of)
         known = sorted(map(datetime.fromisoformat, self.run["summary"]["traits"]["instants"]))
-        if self._spec(model).task != "next_category" and split.test not in known:
+        if spec.task != "next_category" and split.test not in known:
             there = ", ".join(f"{t:%Y-%m-%d}" for t in known)
             raise NotPromotedError(
-                f"model '{model}': the run has no features as of {split.test:%Y-%m-%d %H:%M}, on "
-                f"which it would be tested; it has those as of {there}"
+                f"model '{spec.name}': the run has no features as of {split.test:%Y-%m-%d %H:%M}, "
+                f"on which it would be tested; it has those as of {there}"
             )
         return split
 
@@ -313,15 +316,20 @@ class Workspace:
     def _spec(self, model: str) -> ModelSpec:
         return load_model_spec(self.settings, model)
 
-    def _checked(self, model: str) -> ModelSpec:
-        """The specification, after the checks that a refresh makes of it."""
+    def _checked(
+        self, model: str, estimator: Mapping[str, int | float | str] | None = None
+    ) -> ModelSpec:
+        """The specification, with other parameters if given, after a refresh's checks of it."""
         from cdp_ml.feast_stores import feature_schemas
 
         spec = self._spec(model)
+        if estimator is not None:
+            spec = spec.model_copy(update={"estimator": dict(estimator)})
         try:
             check_model(self.con, spec, feature_schemas(self.settings))
-        except ConfigError as error:
-            raise ConfigError(located(str(error), self.settings)) from None
+        except CdpError as error:
+            error.args = (located(str(error), self.settings),)
+            raise
         return spec
 
     @property
@@ -706,13 +714,7 @@ def purchases_from(
         The columns of `purchase_lines`; a line stands under each id that its customer ever had
         (`training_frame`).
     """
-    from cdp_ml.learn.next_category_purchases import order_lines
-
-    orders = _keyed(lake, con, "transactions", as_of)
-    at = orders.event_timestamp
-    ahead = orders.filter(at >= start, at < start + timedelta(days=days))
-    ahead = _under_former_ids(ahead, lake.read("crosswalk", con), as_of)
-    lines = order_lines(ahead, lake.read("products", con), spec.item)
+    lines = _bought_ahead(lake, con, spec, [start], days, as_of).drop("as_of")
     return con.to_pyarrow(lines.order_by(lines.columns))
 
 
@@ -720,19 +722,60 @@ def purchase_windows(lake: Lake, con: SQLBackend, spec: ModelSpec, split: TimeSp
     """What customers had bought at each instant, and what they bought within the horizon from it.
 
     Returns:
-        as_of (the instant), and the columns of `purchase_lines`: those as of the instant, followed
-        by those of `purchases_from` it.
+        as_of (the instant), and the columns of `purchase_lines`: those as of the instant, and those
+        of `purchases_from` it; in no order.
     """
-    import pyarrow as pa
+    from cdp_ml.learn.next_category_purchases import order_lines
 
     days = split.horizon / timedelta(days=1)
-    parts = []
-    for instant in split.instants:
-        ahead = purchases_from(lake, con, spec, instant, days, split.as_of)
-        found = pa.concat_tables([purchase_lines(lake, con, spec, instant), ahead])
-        stamp = pa.repeat(pa.scalar(instant, pa.timestamp("us", "UTC")), found.num_rows)
-        parts.append(found.add_column(0, "as_of", stamp))
-    return pa.concat_tables(parts)
+    past = _keyed_at(lake, con, "transactions", split.instants)
+    lines = order_lines(past, lake.read("products", con), spec.item, ("as_of",))
+    ahead = _bought_ahead(lake, con, spec, split.instants, days, split.as_of)
+    return con.to_pyarrow(lines.union(ahead.select(lines.columns)))
+
+
+def _bought_ahead(
+    lake: Lake,
+    con: SQLBackend,
+    spec: ModelSpec,
+    instants: Sequence[datetime],
+    days: float,
+    as_of: datetime,
+) -> Table:
+    """The lines within so many days from each instant, `as_of`, by what is known at another."""
+    import ibis
+
+    from cdp_ml.learn.next_category_purchases import order_lines
+
+    orders = _keyed(lake, con, "transactions", as_of)
+    orders = _under_former_ids(orders, lake.read("crosswalk", con), as_of)
+    begins = _instants(instants)
+    window = ibis.interval(seconds=round(days * 86400))
+    at = orders.event_timestamp
+    ahead = orders.join(begins, [at >= begins.as_of, at < begins.as_of + window])
+    return order_lines(ahead, lake.read("products", con), spec.item, ("as_of",))
+
+
+def _keyed_at(lake: Lake, con: SQLBackend, facts: str, instants: Sequence[datetime]) -> Table:
+    """As `_keyed` at each of the instants, ascending, with the instant as `as_of`."""
+    import ibis
+
+    from cdp_ml.activity import activity_at
+
+    identifiers, crosswalk = lake.read("identifiers", con), lake.read("crosswalk", con)
+    keyed = activity_at(lake.read(facts, con), identifiers, crosswalk, instants)
+    each = keyed.mutate(number=ibis.range(keyed.since, keyed.until).unnest())
+    return each.join(_instants(instants), "number").drop("since", "until", "number")
+
+
+def _instants(instants: Sequence[datetime]) -> Table:
+    """The instants as a table: number, from 0, and as_of."""
+    import ibis
+    import pyarrow as pa
+
+    stamps = pa.array(instants, pa.timestamp("us", "UTC"))
+    numbers = pa.array(range(len(instants)), pa.int32())
+    return ibis.memtable(pa.table({"number": numbers, "as_of": stamps}))
 
 
 def _of_campaign(
@@ -768,7 +811,7 @@ def with_labels(
         The rows with the column `label`.
 
     Raises:
-        NotPromotedError: if the label is about a category that no product has.
+        NotPromotedError: if the label is about an event, a category or a product that there is not.
     """
     import numpy as np
     import pyarrow as pa
@@ -804,8 +847,9 @@ def check_model(con: SQLBackend, spec: ModelSpec, services: Mapping[str, pa.Sche
         services: the columns by feature service, of `cdp_ml.feast_stores.feature_schemas`.
 
     Raises:
-        ConfigError: if it names a parameter, service or feature that there is not, or its
-            population is a condition that cannot be evaluated.
+        ConfigError: if it names a parameter or service that there is not, or its population is a
+            condition that cannot be evaluated.
+        ContractError: if it names an input that there is not.
     """
     from cdp_ml.learn.datasets import eligible, feature_names
     from cdp_ml.learn.training import check_parameters

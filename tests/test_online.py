@@ -247,6 +247,14 @@ def children():
     return {p.pid for p in psutil.Process(os.getpid()).children(recursive=True)}
 
 
+def test_a_run_of_an_older_version_says_what_to_run(tmp_path, monkeypatch):
+    made = make_workspace(tmp_path / "ws")
+    monkeypatch.setattr(made, "_described", lambda: {"purchase_30d": {"version": 1}})
+    made.publish()
+    with pytest.raises(CdpError, match=r"older version .* run 'cdp-ml refresh'"):
+        online.open_online(made.settings)
+
+
 def test_a_model_file_that_was_broken_since_disturbs_no_answer(tmp_path):
     made = make_workspace(tmp_path / "ws")
     made.publish()

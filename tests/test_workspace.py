@@ -9,7 +9,7 @@ from published import AS_OF, make_workspace, traits
 
 import cdp_ml
 from cdp_ml.cli import ui
-from cdp_ml.errors import ConfigError, NotPromotedError
+from cdp_ml.errors import ConfigError, ContractError, NotPromotedError
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,7 @@ def test_what_is_wrong_with_one_model_concerns_no_other(tmp_path):
     for asked in (cdp.training_set, cdp.train):
         with pytest.raises(ConfigError, match=where):
             asked("clusters")
+    text = (models / "clusters.yaml").read_text().replace("customer_trait", "customer_traits")
+    (models / "clusters.yaml").write_text(text.replace("orders_90d", "orders_9d"))
+    with pytest.raises(ContractError, match=r"clusters\.yaml:\d+: inputs: .*orders_90d"):
+        cdp_ml.open(made.settings.home).training_set("clusters")

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 KEY = ("customer_id", "event_timestamp")
 AT_ONCE = 8192
 """Rows of a matrix that are filled at a time: as many as stay in the cache."""
-LOOKED_AT, SUSPICIOUS = 5_000, 0.98
-"""How many rows are looked at for a feature that alone has so high an AUC."""
+LOOKED_AT, FEWEST_DOUBTED, SUSPICIOUS = 2_500, 50, 0.98
+"""How many rows of each outcome are looked at for a feature that alone has so high an AUC: at most,
+and at least, else chance would show some."""
 
 
 @dataclass(frozen=True)
@@ -264,22 +265,23 @@ def too_good(x: np.ndarray, y: np.ndarray, features: tuple[str, ...]) -> str:
     """Warn of a feature that alone orders the outcomes nearly without a fault, in a sentence.
 
     Args:
-        x: rows x features; some thousand of the rows are looked at.
+        x: rows x features; some thousand rows with and without the outcome are looked at.
         y: the outcomes; of amounts, whether there was one.
         features: names of the columns.
 
     Returns:
-        The sentence, empty if there is no such feature.
+        The sentence, empty if there is no such feature, or too few rows to tell.
     """
     import numpy as np
     from scipy.stats import rankdata
 
-    some = np.random.default_rng(1).permutation(len(x))[:LOOKED_AT]
-    happened = y[some] > 0
-    ones = happened.sum()
-    rank = rankdata(np.nan_to_num(x[some], nan=-np.inf), axis=0)
-    pairs = max(ones * (len(some) - ones), 1)
-    auc = (rank[happened].sum(axis=0) - ones * (ones + 1) / 2) / pairs
+    drawn = np.random.default_rng(1).permutation(len(x))
+    with_, without = drawn[y[drawn] > 0][:LOOKED_AT], drawn[y[drawn] <= 0][:LOOKED_AT]
+    ones, zeros = len(with_), len(without)
+    if min(ones, zeros) < FEWEST_DOUBTED:
+        return ""
+    rank = rankdata(np.nan_to_num(x[np.append(with_, without)], nan=-np.inf), axis=0)
+    auc = (rank[:ones].sum(axis=0) - ones * (ones + 1) / 2) / (ones * zeros)
     best = int(np.argmax(np.abs(auc - 0.5)))
     if abs(auc[best] - 0.5) < SUSPICIOUS - 0.5:
         return ""
@@ -303,12 +305,18 @@ def rows_at(frame: pa.Table, instants: tuple[datetime, ...]) -> pa.Table:
     return frame.slice(places[0], len(places)) if together else frame.filter(chosen)
 
 
-def as_arrow(frame: Any) -> pa.Table:
-    """A training frame as an Arrow table, as Feast delivers it or as pandas; in a fixed order.
+def in_order(frame: Any) -> pa.Table:
+    """A training frame as an Arrow table, by event_timestamp and customer_id.
 
     The order of rows decides which fall into a bootstrap or a tree's bag; sorting by key makes
     training repeatable.
     """
+    table = as_arrow(frame)
+    return table if _is_sorted(table) else table.take(order_of(table))
+
+
+def as_arrow(frame: Any) -> pa.Table:
+    """A training frame, Arrow or pandas, as an Arrow table with instants in UTC."""
     import pyarrow as pa
 
     table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, None, False)
@@ -316,8 +324,7 @@ def as_arrow(frame: Any) -> pa.Table:
     instants = table["event_timestamp"]
     if instants.type.tz is None:
         instants = instants.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
-    table = table.set_column(at, "event_timestamp", instants.cast(pa.timestamp("us", "UTC")))
-    return table if _is_sorted(table) else table.take(order_of(table))
+    return table.set_column(at, "event_timestamp", instants.cast(pa.timestamp("us", "UTC")))
 
 
 def order_of(table: pa.Table) -> pa.Array:

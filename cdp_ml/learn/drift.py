@@ -1,4 +1,4 @@
-"""How far customers have moved from those that a model learnt from: the population stability index.
+"""How far customers have moved from those of a model's test: the population stability index.
 
 PSI sums (p - q) * ln(p / q) over bins (Siddiqi 2006). By custom, below 0.1 nothing has changed, and
 above 0.25 much has.

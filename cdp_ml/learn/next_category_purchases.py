@@ -62,7 +62,9 @@ class Purchases:
         return self.matrix(np.ones(len(self.item)))
 
 
-def order_lines(transactions: Table, products: Table, by: str) -> Table:
+def order_lines(
+    transactions: Table, products: Table, by: str, further: tuple[str, ...] = ()
+) -> Table:
     """The lines to learn from: what was bought by customers, as categories or products.
 
     Args:
@@ -70,15 +72,16 @@ def order_lines(transactions: Table, products: Table, by: str) -> Table:
             returns are left out.
         products: table `products`.
         by: `category` or `product`.
+        further: columns of the transactions to be kept.
 
     Returns:
-        The columns of `LINE`.
+        The further columns, and those of `LINE`.
     """
     bought = transactions.filter(transactions.quantity > 0)
     if by == "category":
         known = products.select("product_id", item="category")
-        return bought.join(known, "product_id").select(*LINE)
-    return bought.rename(item="product_id").select(*LINE)
+        return bought.join(known, "product_id").select(*further, *LINE)
+    return bought.rename(item="product_id").select(*further, *LINE)
 
 
 def item_names(lines: pa.Table, as_of: datetime) -> pa.Array:

@@ -65,6 +65,7 @@ def train_next(
     split: TimeSplit,
     given: Mapping[str, int | float | str],
     name: str,
+    top: int = TOP,
     champion: Ranker | None = None,
 ) -> Trial:
     """Train on the windows of the training instants, and judge on that of the test.
@@ -78,6 +79,7 @@ def train_next(
         split: the instants.
         given: the model's `estimator`, over `DEFAULTS`.
         name: the model's name, for messages.
+        top: items a customer.
         champion: the present champion, to compare with on the same test.
 
     Raises:
@@ -95,7 +97,7 @@ def train_next(
         "train_windows": len(known),
         "items": len(names),
     }
-    evaluation = judge_next(*test, ranker, name, _list_length(names), champion)
+    evaluation = judge_next(*test, ranker, name, top, champion)
     return Trial(ranker, evaluation, rows, _sample(test, params))
 
 
@@ -202,12 +204,13 @@ def realized_recall(offered: pa.Table, lines: pa.Table) -> dict[str, float]:
     """What recommendations turned out to be worth, once it is known what customers bought next.
 
     Args:
-        offered: customer_id and item, one row each.
+        offered: customer_id, item and rank.
         lines: customer_id and item of what was bought from then on; of others too.
 
     Returns:
-        realized_recall (the mean share of what a customer bought that was offered) over the
-        customers who were offered and bought something; nothing if they are fewer than `FEWEST`.
+        realized_recall_at_N, where N items were offered: the mean share of what a customer bought
+        that was offered, over those who were offered and bought something; nothing if they are
+        fewer than `FEWEST`.
     """
     import pyarrow.compute as pc
 
@@ -220,7 +223,7 @@ def realized_recall(offered: pa.Table, lines: pa.Table) -> dict[str, float]:
         return {}
     each = all_.join(hit, "customer_id", right_suffix="_hit")
     shares = pc.divide(pc.fill_null(each["item_count_hit"], 0).cast("float64"), each["item_count"])
-    return {"realized_recall": pc.mean(shares).as_py()}
+    return {f"realized_recall_at_{pc.max(offered['rank'])}": pc.mean(shares).as_py()}
 
 
 def hits(p: Purchases, ranked: Ranked, future: np.ndarray, top: int) -> np.ndarray:
@@ -271,11 +274,6 @@ def _sample(window: Window, params: Mapping[str, Any]) -> np.ndarray:
     buyers = np.sort(random.permutation(_buyers(window))[:SAMPLE])
     x = candidates(window[0], params, buyers)[1]
     return np.asarray(x[random.permutation(len(x))[:SAMPLE]])
-
-
-def _list_length(names: pa.Array) -> int:
-    """How many of the items are offered: of a few categories the first three at most."""
-    return min(TOP, max(1, len(names) // 3))
 
 
 def _metrics(

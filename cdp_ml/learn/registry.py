@@ -29,6 +29,7 @@ from cdp_ml.contracts import TRAIT_TABLES
 from cdp_ml.errors import NotPromotedError
 from cdp_ml.learn.labels import facts_table
 from cdp_ml.learn.next_category import Ranker
+from cdp_ml.learn.next_category_features import FEATURES as NEXT_FEATURES
 from cdp_ml.learn.report import candidates, decisive, description, parameters, write_report
 from cdp_ml.learn.score import Predictor
 from cdp_ml.learn.uplift import UpliftModel, load_uplift, save_uplift
@@ -340,6 +341,11 @@ def _load_estimator(folder: Path, described: Mapping[str, Any]) -> Any:
         return ValueModel(booster, tuple(described["features"]), expectation)
     booster = lightgbm.Booster(model_file=str(folder / "model.lgb"))
     if described["task"] == "next_category":
+        if tuple(described["features"]) != NEXT_FEATURES:
+            raise NotPromotedError(
+                "a model of the next items was made by another version of cdp-ml; 'cdp-ml refresh "
+                "--force' trains it again"
+            )
         return Ranker(booster, described["parameters"])
     return booster
 

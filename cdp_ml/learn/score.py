@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,8 @@ class Predictor:
 
     def answers(self, spec: ModelSpec) -> bool:
         """Whether it predicts what a specification, perhaps changed since, asks for."""
-        same = self.question is None or self.question == spec.question()
+        asked, before = json.loads(spec.question()), json.loads(self.question or "{}")
+        same = all(before.get(key, value) == value for key, value in asked.items())
         return same and self.task == spec.task
 
     @property

@@ -19,6 +19,7 @@ from cdp_ml.learn.datasets import (
     check_no_copy,
     check_no_leak,
     feature_names,
+    in_order,
     matrix,
     rows_at,
     too_good,
@@ -139,6 +140,7 @@ def train(
     """
     table = as_arrow(frame)
     if spec.task != "next_category":
+        table = in_order(table)
         check_no_leak(table, split, spec.name)
     if spec.task == "clustering":
         return _train_clusters(spec, table, split, champion)
@@ -153,7 +155,7 @@ def train(
 
 def _why_not_compared(champion: Predictor, table: pa.Table, split: TimeSplit) -> str:
     """Why a champion cannot be compared with on this test, in a sentence; empty if it can."""
-    known = NEXT_FEATURES if champion.task == "next_category" else table.column_names
+    known = champion.features if champion.task == "next_category" else table.column_names
     said = f"It was not compared with version {champion.version}, which"
     if gone := sorted(set(champion.features) - set(known)):
         return f"{said} needs '{gone[0]}', a feature that is gone."
@@ -317,7 +319,7 @@ def _train_next(
     if "as_of" not in lines.column_names:
         raise ContractError(f"model '{spec.name}': the training frame has no column 'as_of'")
     rival = champion.model if champion else None
-    trial = train_next(lines, split, spec.estimator, spec.name, rival)
+    trial = train_next(lines, split, spec.estimator, spec.name, spec.top, rival)
     features, booster, x = NEXT_FEATURES, trial.ranker.booster, trial.sample
     gain = booster.feature_importance("gain")
     return Trained(

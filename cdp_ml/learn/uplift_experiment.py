@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cdp_ml.errors import ContractError, NotPromotedError, nearest
-from cdp_ml.learn.datasets import as_arrow, matrix
+from cdp_ml.learn.datasets import in_order, matrix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,16 +92,18 @@ def experiment_of(frame: Any, features: tuple[str, ...], treatment: str, name: s
     """
     import pyarrow.compute as pc
 
-    table = as_arrow(frame)
+    table = in_order(frame)
     for column in ("arm", "label"):
         _check_complete(table, column, name)
     treated = pc.equal(table["arm"], treatment).to_numpy().astype(float)
     if not 0 < treated.sum() < len(treated):
         arms = pc.unique(table["arm"]).to_pylist()
         hint = "an effect shows only beside customers who were left out"
+        if treatment not in arms and len(arms) > 1:
+            hint = nearest(treatment, arms)
         raise NotPromotedError(
             f"model '{name}': {int(treated.sum())} of {len(treated)} customers are in the arm "
-            f"'{treatment}'; {hint if treatment in arms else nearest(treatment, arms)}"
+            f"'{treatment}'; {hint}"
         )
     return Experiment(matrix(table, features), treated, matrix(table, ("label",))[:, 0], features)
 

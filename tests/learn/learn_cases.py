@@ -149,7 +149,7 @@ def windows_of(lines: pa.Table, split) -> pa.Table:
 def fitted_next() -> Trained:
     """What is bought after what; fitted once for all tests."""
     estimator = {"n_estimators": 30, "min_child_samples": 20, "neighbors": 20, "windows": 4}
-    changed = {"name": "next_category", "task": "next_category", "estimator": estimator}
+    changed = {"name": "next_category", "task": "next_category", "top": 1, "estimator": estimator}
     spec = ModelSpec(description="What is bought next.", **changed)
     split = time_split(spec, AS_OF, FIRST_FACT)
     return train(spec, windows_of(order_lines(), split), split)

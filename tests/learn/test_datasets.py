@@ -19,10 +19,10 @@ from learn_cases import (
 
 from cdp_ml.errors import ConfigError, ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn.datasets import (
-    as_arrow,
     check_no_leak,
     eligible,
     feature_names,
+    in_order,
     matrix,
     rows_at,
     time_split,
@@ -167,7 +167,7 @@ def test_a_training_label_that_closes_after_the_test_is_a_leak(days_before_test)
 def test_the_order_and_kind_of_a_frame_do_not_matter():
     frame = customers_at(AS_OF, rows=12)
     shuffled = frame.take(np.random.default_rng(0).permutation(12)).to_pandas()
-    assert as_arrow(shuffled)["visits_30d"] == as_arrow(frame)["visits_30d"]
+    assert in_order(shuffled)["visits_30d"] == in_order(frame)["visits_30d"]
 
 
 def test_rows_are_taken_at_their_instants():

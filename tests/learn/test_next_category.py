@@ -32,7 +32,7 @@ from cdp_ml.learn.next_category_training import (
     realized_recall,
     train_next,
 )
-from cdp_ml.workspace import purchase_windows
+from cdp_ml.workspace import purchase_windows, purchases_from
 
 QUICK = {"n_estimators": 40, "neighbors": 20, "min_child_samples": 20}
 
@@ -78,7 +78,7 @@ def purchases(*rows, items=4) -> Purchases:
 
 def trained(lines, given=None, champion=None):
     split = split_of(given := {**QUICK, **(given or {})})
-    return train_next(windows_of(lines, split), split, given, "next_category", champion)
+    return train_next(windows_of(lines, split), split, given, "next_category", 2, champion)
 
 
 def split_of(given):
@@ -176,12 +176,13 @@ def test_the_champion_is_compared_on_the_same_window(trial):
 def test_what_recommendations_turned_out_to_be_worth_by_hand():
     """Of two items that each bought one had been offered; of who was offered nothing, nothing."""
     ids = [f"c{n}" for n in range(50)]
-    offered = pa.table({"customer_id": ids * 2, "item": ["x"] * 50 + ["y"] * 50})
+    items, rank = ["x"] * 50 + ["y"] * 50, [1] * 50 + [2] * 50
+    offered = pa.table({"customer_id": ids * 2, "item": items, "rank": rank})
     bought_ = {"customer_id": [*ids, *ids, *ids[:25], "other"]}
     bought_["item"] = ["x"] * 50 + ["z"] * 50 + ["y"] * 25 + ["x"]
     lines = pa.table(bought_)
     expected = (25 * 2 / 3 + 25 / 2) / 50
-    assert realized_recall(offered, lines) == {"realized_recall": pytest.approx(expected)}
+    assert realized_recall(offered, lines) == {"realized_recall_at_2": pytest.approx(expected)}
     doubled = pa.concat_tables([lines, lines])
     assert realized_recall(offered, doubled) == realized_recall(offered, lines)
     assert realized_recall(offered, lines.slice(1, 48)) == {}
@@ -236,6 +237,8 @@ def test_history_is_what_was_known_and_outcomes_are_what_is_known(con, tmp_path)
         *(("A", "1"), ("A", "beyond"), ("A", "late")),
         *(("B", "2"), ("B", "beyond"), ("B", "next")),
     ], "known from June on means not known before"
+    ahead = purchases_from(lake, con, spec, may, 31, utc(2026, 7, 1)).to_pylist()
+    assert [(r["customer_id"], r["order_id"]) for r in ahead] == [("A", "next"), ("B", "next")]
 
 
 def test_the_future_changes_no_recommendation(trial):

@@ -1,6 +1,7 @@
 """Training, promoting and rolling back by hand, and what the next refresh makes of it."""
 
 import datetime as dt
+import json
 import shutil
 from dataclasses import replace
 
@@ -56,6 +57,7 @@ def run_of(settings, reported):
         "as_of": NOW.isoformat(),
         "specification": [fitted().spec.fingerprint(), steps.hash_of(settings.share("features"))],
         "metrics": {},
+        "trained": True,
     }
     journal.steps = {
         "train": {"report": {"models": {NAME: model}}},
@@ -207,8 +209,12 @@ def test_recommendations_are_judged_once_their_window_has_closed(settings, monke
         return pa.table({"customer_id": [f"c{i}" for i in range(60)], "item": items})
 
     monkeypatch.setattr(steps, "purchases_from", bought)
-    assert steps._realized(run, spec, gave) == {"realized_recall": 0.75}
+    assert steps._realized(run, spec, gave) == {"realized_recall_at_1": 0.75}
     assert asked == [(old, 30, NOW)]
+    shorter = replace(gave.model, parameters={**gave.model.parameters, "within_days": 7})
+    now = replace(gave, version=2, model=shorter)
+    monkeypatch.setattr(registry, "load_model", lambda *given: gave)
+    assert steps._realized(run, spec, now) == {}, "those were offered for another window"
 
 
 def test_a_champion_of_another_question_serves_no_more(settings):
@@ -220,12 +226,25 @@ def test_a_champion_of_another_question_serves_no_more(settings):
     assert steps._train_model(run, run.models[NAME])["version"] is None
 
 
+def test_a_question_is_the_same_whatever_else_was_written_down_with_it(settings):
+    """As the campaign, which a model of an older version still holds."""
+    gave, spec = registry.load_model(settings, NAME, 1), fitted().spec
+    older = json.dumps({**json.loads(gave.question), "campaign": None})
+    assert replace(gave, question=older).answers(spec)
+    assert replace(gave, question=None).answers(spec)
+    assert not replace(
+        gave, question=older.replace('"within_days": 30', '"within_days": 7')
+    ).answers(spec)
+    assert not replace(gave, question=None).answers(spec.model_copy(update={"task": "value"}))
+
+
 def test_what_was_refused_is_tried_again_by_its_cadence(settings):
     """Else chance would promote it some night; what had too little data is tried each time."""
-    run = run_of(settings, None)
-    assert not steps._is_fresh(run, NAME)
-    run.report("train")["models"][NAME]["metrics"] = {"auc": 0.6}
-    assert steps._is_fresh(run, NAME)
+    for version in (None, 1):  # of a champion, which goes on serving
+        run = run_of(settings, version)
+        assert steps._is_fresh(run, NAME)
+        run.report("train")["models"][NAME]["trained"] = False
+        assert not steps._is_fresh(run, NAME)
 
 
 def test_every_parameter_of_a_task_passes_the_check_before_the_refresh(tmp_path):

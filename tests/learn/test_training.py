@@ -27,7 +27,7 @@ from learn_cases import (
 from cdp_ml.config import ModelSpec, load_spec
 from cdp_ml.errors import ContractError, LeakageError, NotPromotedError
 from cdp_ml.learn import estimators
-from cdp_ml.learn.datasets import time_split
+from cdp_ml.learn.datasets import time_split, too_good
 from cdp_ml.learn.drift import Drift
 from cdp_ml.learn.report import (
     _markdown,
@@ -259,6 +259,17 @@ def test_a_feature_that_tells_nearly_all_of_the_outcome_is_doubted():
     )
     assert "Alone, 'late' has an AUC of 0.99" in found.verdict
     assert "Alone" not in fitted().verdict
+
+
+def test_few_outcomes_raise_no_doubt_where_chance_could():
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(20_000, 60)), np.zeros(20_000)
+    y[:25] = 1
+    assert too_good(x, y, tuple(map(str, range(60)))) == ""
+    y[:200] = 1
+    assert too_good(x, y, tuple(map(str, range(60)))) == ""
+    x[:, 7] = y + random.normal(size=20_000) / 3
+    assert "'7' has an AUC of 0.98" in too_good(x, y, tuple(map(str, range(60))))
 
 
 def test_later_customers_are_compared_with_those_of_the_test():

@@ -188,9 +188,10 @@ def test_customers_of_a_campaign_are_in_one_arm_since_their_first_exposure(con):
     assert found == [{"customer_id": "a", "event_timestamp": days[1], "arm": "treatment"}]
 
 
-def test_one_arm_alone_shows_no_effect():
+@pytest.mark.parametrize("arms", [["control"], ["treatment"]])
+def test_one_arm_alone_shows_no_effect(arms):
     with pytest.raises(NotPromotedError, match="customers who were left out"):
-        experiment_of(frame(["treatment"]), ("orders",), "treatment", "spring")
+        experiment_of(frame(arms), ("orders",), "treatment", "spring")
 
 
 def test_an_arm_that_nobody_is_in_is_named_with_the_nearest():
