@@ -3,6 +3,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from learn_cases import (
     AS_OF,
     campaign_at,
@@ -18,7 +20,7 @@ from learn_cases import (
 from cdp_ml.contracts import arrow_schema
 from cdp_ml.errors import CdpError, ContractError
 from cdp_ml.learn.datasets import matrix
-from cdp_ml.learn.score import BLOCK, recommend_items, score_customers
+from cdp_ml.learn.score import BLOCK, _percentiles, recommend_items, score_customers
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,13 @@ def test_scores_are_probabilities_with_the_share_of_lower_ones(predictor):
     np.testing.assert_allclose(scores["percentile"].to_numpy(), lower)
     assert set(scores["model_version"].to_pylist()) == {4}
     assert scores["cluster"].null_count == 50
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0, 2.5])))
+def test_a_percentile_is_the_share_of_lower_scores(values):
+    """Also where many are equal, as a rule's are, or all."""
+    found = _percentiles(pa.chunked_array([values], pa.float64())).to_pylist()
+    assert found == [sum(v < value for v in values) / len(values) for value in values]
 
 
 def test_many_customers_score_as_each_of_them_alone(predictor):
