@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -163,25 +163,30 @@ def score_customers(
 
     _check_registered(predictor)
     schema = arrow_schema("scores")
-    found = pa.concat_tables([_scored(predictor, block) for block in _ahead(features)])
+    found = pa.concat_tables(_scored(predictor, features))
     origin = _origin(predictor, as_of, found.num_rows)
     columns = {name: found[name] for name in found.column_names}
     columns |= {**origin, "percentile": _percentiles(found["score"])}
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _ahead(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same blocks, each read while the former is scored."""
-    rest = iter(blocks)
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, rest, None)
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, rest, None)
-            yield block
+def _scored(predictor: Predictor, features: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """customer_id, score and cluster of some customers after the others.
+
+    The next are read while the former are scored, and no core waits for the other in between.
+    """
+    held: list[tuple[pa.Table, list[Future[np.ndarray]]]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for rows in features:
+            parts = _blocks(rows) if rows.num_rows else ()
+            held.append((rows, [pool.submit(predictor.predict, part) for part in parts]))
+            if len(held) > 1:
+                yield _scores_of(predictor, *held.pop(0))
+        for rows, scores in held:
+            yield _scores_of(predictor, rows, scores)
 
 
-def _scored(predictor: Predictor, rows: pa.Table) -> pa.Table:
-    """customer_id, score and cluster of some customers."""
+def _scores_of(predictor: Predictor, rows: pa.Table, scores: list[Future[np.ndarray]]) -> pa.Table:
     import pyarrow as pa
 
     count = rows.num_rows
@@ -189,7 +194,7 @@ def _scored(predictor: Predictor, rows: pa.Table) -> pa.Table:
     return pa.table(
         {
             "customer_id": rows["customer_id"].cast(pa.string()),
-            "score": pa.array(predictor.predict(rows) if count else [], pa.float64()),
+            "score": pa.chunked_array([part.result() for part in scores], pa.float64()),
             "cluster": pa.array(clusters, pa.string()),
         }
     )
