@@ -302,8 +302,11 @@ def _drawn(trained: Trained) -> Mapping[str, Any]:
 def _figure(trained: Trained, draw: Any) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    # Making room for names takes as long as drawing does.
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained" if draw in _WITH_NAMES else None)
     axes = figure.add_subplot()
+    if draw not in _WITH_NAMES:
+        figure.subplots_adjust(left=0.13, right=0.97, bottom=0.12, top=0.92)
     axes.set_axisbelow(True)
     draw(axes, trained)
     axes.spines[["top", "right"]].set_visible(False)
@@ -804,6 +807,11 @@ _JUDGED = {
     "contributions": _draw_contributions,
     "drift": _draw_drift,
 }
+_WITH_NAMES = (
+    *(_draw_importance, _draw_contributions, _draw_drift, _draw_balance, _draw_recall),
+    *(_draw_profiles, _draw_sizes),
+)
+"""Plots whose bars or rows have names, as long as those are."""
 _RATES = ("rate_treated", "rate_control")
 _SHAP_UNITS = {"propensity": "log-odds", "value": "logarithm of the spend"}
 _DRAWN = {
