@@ -271,15 +271,15 @@ class Workspace:
     def _split(self, spec: ModelSpec, as_of: datetime | None) -> TimeSplit:
         from cdp_ml.learn.datasets import time_split
 
-        if as_of is not None:
-            check_zone(as_of, "as_of")
-        if as_of is not None and as_of > self.as_of:
+        as_of = self.as_of if as_of is None else as_of
+        check_zone(as_of, "as_of")
+        if as_of > self.as_of:
             raise ConfigError(
                 f"as_of: {as_of:%Y-%m-%d %H:%M} is after the published run's, "
                 f"{self.as_of:%Y-%m-%d %H:%M}: what comes of it is not known yet; "
                 "run 'cdp-ml refresh' first"
             )
-        return time_split(spec, as_of or self.as_of, self._first_fact, self._campaigns)
+        return time_split(spec, as_of, self._first_fact, self._campaigns)
 
     def _known_split(self, spec: ModelSpec, as_of: datetime | None) -> TimeSplit:
         """The same, if the run computed features as of its test."""
@@ -326,7 +326,8 @@ class Workspace:
         if estimator is not None:
             spec = spec.model_copy(update={"estimator": dict(estimator)})
         try:
-            check_model(self.con, spec, feature_schemas(self.settings))
+            services = feature_schemas(self.settings) if spec.features else {}
+            check_model(self.con, spec, services)
         except CdpError as error:
             error.args = (located(str(error), self.settings),)
             raise

@@ -34,18 +34,22 @@ def outcomes(facts: Table, products: Table, spec: ModelSpec) -> Table:
         NotPromotedError: if no event is of the type, no product of the category, or there is no
             such product: nothing can be learnt of it.
     """
-    label = spec.label
+    label, origin = spec.label, f"models/{spec.name}.yaml: label"
     if label.event == "order":
         found = facts.filter(facts.quantity > 0)
     else:
         found = facts.filter(facts.event_type == label.event)
-        _check_event(facts, label.event, spec.name)
+        types = facts.select("event_type")
+        _check_known(types, label.event, f"{origin}.event: no event", ("order",))
     if label.product is not None:
-        _check_product(products, facts, label.product, spec.name)
+        # It need not be listed if somebody bought or looked at it.
+        ids = products.select("product_id").union(facts.select("product_id"))
+        _check_known(ids, label.product, f"{origin}.product: no product")
         found = found.filter(found.product_id == label.product)
     if label.category is None:
         return found
-    _check_category(products, label.category, spec.name)
+    categories = products.select("category")
+    _check_known(categories, label.category, f"{origin}.category: no product is of")
     if label.event != "order":
         return found.filter(found.category == label.category)
     return found.semi_join(products.filter(products.category == label.category), "product_id")
@@ -100,28 +104,9 @@ def _followed(facts: Table, task: str) -> dict[str, object]:
     return {"whose": facts.customer_id, "happened_at": facts.event_timestamp, "worth": worth}
 
 
-def _check_event(events: Table, event: str, model: str) -> None:
-    found = events.select("event_type").distinct().to_pyarrow()["event_type"].to_pylist()
-    if event not in found:
-        hint = nearest(event, ["order", *sorted(found)])
-        raise NotPromotedError(f"models/{model}.yaml: label.event: no event '{event}'; {hint}")
-
-
-def _check_product(products: Table, facts: Table, product: str, model: str) -> None:
-    """A product need not be listed if somebody bought or looked at it."""
-    listed, seen = (t.select("product_id").distinct() for t in (products, facts))
-    known = listed.union(seen, distinct=True).product_id.to_pyarrow().to_pylist()
-    if product not in known:
-        hint = nearest(product, [p for p in known if p])
-        raise NotPromotedError(
-            f"models/{model}.yaml: label.product: no product '{product}'; {hint}"
-        )
-
-
-def _check_category(products: Table, category: str, name: str) -> None:
-    known = products.select("category").distinct().category.to_pyarrow().to_pylist()
-    if category not in known:
-        raise NotPromotedError(
-            f"models/{name}.yaml: label.category: no product is of '{category}'; "
-            f"{nearest(category, [c for c in known if c])}"
-        )
+def _check_known(column: Table, value: str, wrong: str, further: tuple[str, ...] = ()) -> None:
+    """Refuse a value that a table of one column does not hold; name the nearest that it does."""
+    known = column.distinct().to_pyarrow()[0].to_pylist()
+    if value not in known:
+        hint = nearest(value, [v for v in (*further, *known) if v])
+        raise NotPromotedError(f"{wrong} '{value}'; {hint}")

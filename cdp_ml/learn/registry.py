@@ -117,6 +117,8 @@ def log_monitoring(
         metrics: such as psi_score or realized_auc.
         as_of: the instant of the scores; its day is the step of MLflow's chart.
     """
+    if not metrics:
+        return
     with _quiet():
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException

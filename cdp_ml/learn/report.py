@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_ml.learn.evaluate import Estimate
 from cdp_ml.learn.training import Trained
+from cdp_ml.learn.uplift_metrics import LEVEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +97,7 @@ _ABOUT_ECE = (
     "expected calibration error lies high."
 )
 _ABOUT_UPLIFT = (
-    "Intervals are of 95%, but of 99% of Qini, AUUC, top decile and leads: scores from "
+    f"Intervals are of 95%, but of {LEVEL:.0%} of Qini, AUUC, top decile and leads: scores from "
     "cross-fitting are less certain than a bootstrap of the customers shows."
 )
 _DRAWN_ONLY = ("qini",)
@@ -133,7 +134,7 @@ def comparison(trained: Trained) -> str:
         trained: a model that was compared with a champion.
     """
     found, split = trained.evaluation.metrics, trained.split
-    level = "99%" if trained.spec.task == "uplift" else "95%"
+    level = f"{LEVEL:.0%}" if trained.spec.task == "uplift" else "95%"
     tested = trained.rows[_TESTED.get(trained.spec.task, "test_rows")]
     lines = ["| metric | challenger | champion | gain |", "|---|---:|---:|---:|"]
     for name in (n.removeprefix("champion/") for n in found if n.startswith("champion/")):
@@ -449,13 +450,13 @@ def _draw_importance(axes: Axes, trained: Trained) -> None:
 def _draw_qini(axes: Axes, trained: Trained) -> None:
     table = trained.evaluation.tables["qini"]
     axes.plot(table["share"], table["random"], color="lightgrey", linewidth=0.8, label="random")
-    rivals = {n.partition("/")[0] for n in trained.evaluation.metrics if "/" in n}
+    metrics = trained.evaluation.metrics
     for name in table.column_names[2:]:
-        rival = next((r for r in rivals if r.removeprefix("baseline_") == name), None)
-        is_rival = rival is not None
-        style = _style(name if is_rival else "model")
-        found = trained.evaluation.metrics[f"{rival}/qini" if is_rival else "qini"].value
-        said = "" if is_rival else "chosen: "
+        theirs = (f"baseline_{name}/qini", f"{name}/qini")
+        key = next((k for k in theirs if k in metrics), "qini")
+        style = _style("model" if key == "qini" else name)
+        found = metrics[key].value
+        said = "chosen: " if key == "qini" else ""
         axes.plot(
             table["share"], table[name], label=f"{said}{_name(name)}: Qini {found:.3f}", **style
         )

@@ -138,9 +138,10 @@ def train(
         ConfigError: if `spec.estimator` names an unknown parameter.
         NotPromotedError: if there is too little data to learn or to judge.
     """
-    table = as_arrow(frame)
-    if spec.task != "next_category":
-        table = in_order(table)
+    if spec.task == "next_category":
+        table = as_arrow(frame)
+    else:
+        table = in_order(frame)
         check_no_leak(table, split, spec.name)
     if spec.task == "clustering":
         return _train_clusters(spec, table, split, champion)
